@@ -1,0 +1,199 @@
+"""Prepare the process for MLX: BLAS, device, limits, and what a doctor needs to know.
+
+This module is imported before mlx and imports it only inside functions.
+
+The Linux wheel of MLX links the reference BLAS; loading OpenBLAS, BLIS or MKL with global
+symbols first makes its fp32 matrix product about 30 times faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import io
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BLAS_LIBRARIES = ("libopenblas.so.0", "libopenblas.so", "libblis.so.4", "libblis.so", "libmkl_rt.so.2", "libmkl_rt.so")
+VERSIONED_PACKAGES = ("mlxkd", "mlx", "mlx-lm", "coremltools", "numpy", "transformers", "sentencepiece")
+
+_loaded_blas: str | None = None
+
+
+def preload_blas() -> str | None:
+    """Load a fast BLAS with global symbols; returns its library name, or None.
+
+    Only on Linux and only before mlx is imported: later the wheel's own symbols are bound already.
+    MLXKD_BLAS names another library, or "none" to leave the wheel's own.
+    """
+    global _loaded_blas
+    if _loaded_blas or platform.system() != "Linux" or "mlx.core" in sys.modules:
+        return _loaded_blas
+    chosen = os.environ.get("MLXKD_BLAS")
+    for name in (chosen,) if chosen else BLAS_LIBRARIES:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            _loaded_blas = name
+            break
+    return _loaded_blas
+
+
+def blas_in_use() -> str:
+    """The BLAS behind MLX's CPU matrix product, in words."""
+    if platform.system() == "Darwin":
+        return "Accelerate"
+    return _loaded_blas or "reference BLAS of the mlx wheel (about 30x slower)"
+
+
+@contextlib.contextmanager
+def open_file_limit_kept() -> Iterator[None]:
+    """Undo what an import inside the block does to RLIMIT_NOFILE (mlx_lm.utils lowers it to 2048/4096)."""
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        # An unprivileged process cannot raise a lowered hard limit again; keep the best that remains.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        except (ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], hard), hard))
+
+
+@contextlib.contextmanager
+def quiet_coremltools() -> Iterator[None]:
+    """Swallow coremltools' import chatter about libraries that exist only on macOS."""
+    import logging
+
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def import_coremltools() -> Any:
+    """The coremltools module, imported without its chatter."""
+    with quiet_coremltools():
+        import coremltools
+    return coremltools
+
+
+def device_name() -> str:
+    """The device MLX computes on, as a person would name it, e.g. "Apple M4 Max GPU" or "AMD EPYC CPU (2 cores)"."""
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.DeviceType.gpu:
+        info: dict[str, Any] = dict(mx.device_info(mx.Device(mx.DeviceType.gpu)))
+        return f"{info.get('device_name', 'unknown')} GPU"
+    return f"{cpu_name()} CPU ({usable_cores()} cores)"
+
+
+def cpu_name() -> str:
+    """The processor's brand name."""
+    if platform.system() == "Linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if platform.system() == "Darwin":
+        libc = ctypes.CDLL("libc.dylib")
+        size = ctypes.c_size_t(256)
+        name = ctypes.create_string_buffer(256)
+        if libc.sysctlbyname(b"machdep.cpu.brand_string", name, ctypes.byref(size), None, 0) == 0:
+            return name.value.decode()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """Physical memory in bytes, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak_process_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that shape an artefact; None where one is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in VERSIONED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Memory limits in bytes; None leaves MLX's own default."""
+
+    memory: int | None = None
+    cache: int | None = None
+    wired: int | None = None
+
+
+def set_device(name: str | None = None) -> None:
+    """Choose MLX's default device: "cpu", "gpu" or None for MLX's own choice.
+
+    Raises:
+        UserError: "gpu" where this MLX build has none.
+    """
+    import mlx.core as mx
+
+    from mlxkd.errors import UserError
+
+    if name is None:
+        return
+    if name == "gpu" and not mx.is_available(mx.Device(mx.DeviceType.gpu)):
+        raise UserError("this MLX build has no GPU backend", hint="use --device cpu, or run `mlxkd doctor`")
+    mx.set_default_device(mx.Device(mx.DeviceType.gpu if name == "gpu" else mx.DeviceType.cpu))
+
+
+def set_limits(limits: Limits) -> None:
+    """Apply memory limits; the wired limit exists on Metal only and is left alone elsewhere."""
+    import mlx.core as mx
+
+    if limits.memory is not None:
+        mx.set_memory_limit(limits.memory)
+    if limits.cache is not None:
+        mx.set_cache_limit(limits.cache)
+    if limits.wired is not None and mx.metal.is_available():
+        mx.set_wired_limit(limits.wired)
+
+
+def artefact_metadata() -> dict[str, Any]:
+    """Who made a file: versions, device, BLAS, platform. Every artefact carries it."""
+    return {
+        "versions": versions(),
+        "device": device_name(),
+        "blas": blas_in_use(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
