@@ -55,7 +55,13 @@ class Metric:
 
 
 def from_samples(
-    samples: Sequence[float], unit: str, *, method: Method, device: str | None, censored: int = 0, note: str | None = None
+    samples: Sequence[float],
+    unit: str,
+    *,
+    method: Method,
+    device: str | None,
+    censored: int = 0,
+    note: str | None = None,
 ) -> Metric:
     """Summarise observations; ``value`` is the median. Censored ones sit at infinity in the quantiles."""
     everything = np.array([*samples, *([np.inf] * censored)], dtype=np.float64)
