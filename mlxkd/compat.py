@@ -1,0 +1,144 @@
+"""Every call into mlx-lm, in one place (written against mlx-lm 0.32.2).
+
+mlx-lm's interfaces move between minor releases; a change there is a change here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlxkd.errors import UserError
+from mlxkd.files import atomic_folder
+from mlxkd.runtime import open_file_limit_kept
+
+
+def _mlx_lm_utils() -> Any:
+    with open_file_limit_kept():
+        import mlx_lm.utils
+    return mlx_lm.utils
+
+
+def resolve_model(name: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a model: a local path, or a Hugging Face repository fetched once.
+
+    Raises:
+        UserError: no such folder, and no repository of that name can be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError("this folder is no model: config.json is missing", where=str(path))
+        return path
+    looks_local = len(path.parts) != 2 or str(name).startswith((".", "/", "~"))
+    if looks_local:
+        raise UserError("no such model folder", where=str(name), hint="give a folder or a Hugging Face repository")
+    try:
+        return Path(_mlx_lm_utils()._download(str(name), revision=revision))
+    except (OSError, ValueError) as error:
+        reason = f"neither a folder nor a reachable Hugging Face repository ({type(error).__name__})"
+        raise UserError(reason, where=str(name), hint="check the name and the network") from error
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json as a dictionary."""
+    try:
+        return dict(_mlx_lm_utils().load_config(folder))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"config.json cannot be read: {error}", where=str(folder)) from error
+
+
+def load_model(
+    folder: Path, *, lazy: bool = False, trust_remote_code: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load weights and architecture from a model folder; returns (model, config).
+
+    Raises:
+        UserError: no weights, an unsupported architecture, or weights that do not fit the config.
+    """
+    try:
+        model, config = _mlx_lm_utils().load_model(folder, lazy=lazy, trust_remote_code=trust_remote_code)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        raise UserError(f"the model cannot be loaded: {error}", where=str(folder)) from error
+    return model, dict(config)
+
+
+def load_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Any:
+    """mlx-lm's TokenizerWrapper (chat template, tool parser, streaming detokenizer) of a model folder."""
+    config = load_config(folder) if config is None else config
+    try:
+        return _mlx_lm_utils().load_tokenizer(folder, None, eos_token_ids=config.get("eos_token_id"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
+
+
+def load(name: str | Path, *, lazy: bool = False) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """Load (model, tokenizer, config) from a folder or a Hugging Face repository."""
+    folder = resolve_model(name)
+    model, config = load_model(folder, lazy=lazy)
+    return model, load_tokenizer(folder, config), config
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """A model of this config with fresh random weights.
+
+    Raises:
+        UserError: mlx-lm has no such architecture, or a required key is absent.
+    """
+    try:
+        model_class, args_class = _mlx_lm_utils()._get_classes(config)
+        return model_class(args_class.from_dict(config))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no model can be built from this config: {error}", where="config") from error
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+
+
+def save_model_folder(
+    target: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    tokenizer_from: Path,
+    extra_files: dict[str, str] | None = None,
+) -> None:
+    """Write an mlx-lm model folder, whole or not at all.
+
+    Args:
+        target: the folder to write (replaced if it exists).
+        model: its parameters are written as they are, packed codes included.
+        config: written as config.json; a "quantization" entry is repeated as "quantization_config".
+        tokenizer_from: folder whose tokenizer files are copied byte for byte.
+        extra_files: further text files, by name.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    utils = _mlx_lm_utils()
+    with atomic_folder(target) as temporary:
+        try:
+            utils.save_model(temporary, model)
+        except RuntimeError as error:  # mlx reports a failed write of a safetensors file this way
+            raise OSError(f"{error}") from error
+        utils.save_config(copy.deepcopy(config), temporary / "config.json")
+        for name in TOKENIZER_FILES:
+            if (tokenizer_from / name).is_file():
+                shutil.copyfile(tokenizer_from / name, temporary / name)
+        for name, text in (extra_files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
