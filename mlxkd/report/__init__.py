@@ -1,0 +1,31 @@
+"""Documents that people read: one description, rendered as a self-contained HTML page or as Markdown.
+
+from mlxkd.report import Document, Figure, Heading, Text, plots
+Document("Run 7", [Heading("Loss"), Figure(plots.curves({"train": (steps, loss)}), alt="loss falls")]).write("r.html")
+"""
+
+from mlxkd.report.document import (
+    Code,
+    Conversation,
+    Document,
+    Figure,
+    Heading,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    show_value,
+)
+
+__all__ = [
+    "Code",
+    "Conversation",
+    "Document",
+    "Figure",
+    "Heading",
+    "Section",
+    "Table",
+    "Text",
+    "Tiles",
+    "show_value",
+]
