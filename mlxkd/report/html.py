@@ -120,7 +120,8 @@ def _table(section: Table) -> str:
         for row in section.rows
     )
     caption = f"<caption>{_inline(section.caption)}</caption>" if section.caption else ""
-    return f'<div class="wide" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def _tiles(section: Tiles) -> str:
