@@ -1,0 +1,1 @@
+"""Read a saved ML program (.mlpackage) and run it on any machine."""
