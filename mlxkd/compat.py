@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkd.errors import UserError
@@ -117,6 +118,7 @@ def save_model_folder(
     config: dict[str, Any],
     tokenizer_from: Path,
     extra_files: dict[str, str] | None = None,
+    extra_arrays: dict[str, dict[str, mx.array]] | None = None,
 ) -> None:
     """Write an mlx-lm model folder, whole or not at all.
 
@@ -126,6 +128,7 @@ def save_model_folder(
         config: written as config.json; a "quantization" entry is repeated as "quantization_config".
         tokenizer_from: folder whose tokenizer files are copied byte for byte.
         extra_files: further text files, by name.
+        extra_arrays: further safetensors files, by name.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -134,6 +137,8 @@ def save_model_folder(
     with atomic_folder(target) as temporary:
         try:
             utils.save_model(temporary, model)
+            for name, arrays in (extra_arrays or {}).items():
+                mx.save_safetensors(str(temporary / name), arrays)
         except RuntimeError as error:  # mlx reports a failed write of a safetensors file this way
             raise OSError(f"{error}") from error
         utils.save_config(copy.deepcopy(config), temporary / "config.json")
@@ -142,3 +147,17 @@ def save_model_folder(
                 shutil.copyfile(tokenizer_from / name, temporary / name)
         for name, text in (extra_files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
+
+
+def switch_linear_class() -> type[nn.Module]:
+    """mlx-lm's layer of stacked expert weights."""
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    return SwitchLinear
+
+
+def quantized_switch_linear_class() -> type[nn.Module]:
+    """mlx-lm's layer of stacked packed expert weights."""
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+    return QuantizedSwitchLinear

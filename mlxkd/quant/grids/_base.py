@@ -1,0 +1,159 @@
+"""The contract of a grid, and the straight-through functions every grid shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+Codes = dict[str, mx.array]
+Ranges = dict[str, mx.array]
+
+
+@dataclass(frozen=True)
+class Constexpr:
+    """What Core ML needs to hold a weight compressed.
+
+    Args:
+        op: MIL op, "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense", or "const" where none fits.
+        bits: width of one code in the ``data`` or ``indices`` array, which is stored one code per byte.
+        arrays: keyword arguments of the op, for the weight's own two axes [out, in]. A 1x1 convolution
+            appends two axes of size one (to a palette: before its last two axes).
+    """
+
+    op: str
+    bits: int
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Grid(ABC):
+    """How a weight [..., out, in] is stored; everything else asks it.
+
+    ``dtype`` arguments are the deployment dtype: scales, palettes and decoded values are of it. A weight is
+    cast to it before it is encoded, because that is what a packed model does.
+    """
+
+    name: str
+    bits: int
+
+    rowwise: ClassVar[bool] = True  # a row's codes depend on nothing outside the row
+    range_names: ClassVar[tuple[str, ...]] = ()  # learned ranges this grid can train
+
+    @abstractmethod
+    def fault(self, shape: tuple[int, ...]) -> str | None:
+        """Why a weight of this shape cannot lie on the grid, or None."""
+
+    @abstractmethod
+    def encode(self, w: mx.array, dtype: mx.Dtype) -> Codes:
+        """Codes of ``w`` with ranges taken from ``w`` itself."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, dtype: mx.Dtype) -> mx.array:
+        """The weight [..., out, in] that the codes stand for."""
+
+    @abstractmethod
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Stored bits per weight, with 16-bit scales, for a weight of this shape."""
+
+    @abstractmethod
+    def constexpr(self, codes: Codes) -> Constexpr:
+        """The codes of a weight [out, in] as the arrays of a Core ML ``constexpr`` op."""
+
+    def indices(self, codes: Codes) -> mx.array:
+        """One unsigned code per weight, [..., out, in]: for counting flips and comparing machines."""
+        raise NotImplementedError
+
+    def ranges(self, w: mx.array) -> Ranges:
+        """Starting values of the learned ranges; empty where the grid has none."""
+        return {}
+
+    def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
+        """Codes of ``w`` under given ranges."""
+        raise NotImplementedError
+
+    def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
+        """Straight-through gradients of decode(encode_with(w, ranges)) to ``w`` and to every range."""
+        raise NotImplementedError
+
+    def linear(self, x: mx.array, codes: Codes, *, transpose: bool = True) -> mx.array | None:
+        """x @ W.T (or x @ W) on the deployed kernel; None where MLX has none for this grid."""
+        return None
+
+    def gather_linear(self, x: mx.array, codes: Codes, indices: mx.array, sorted_indices: bool) -> mx.array | None:
+        """The expert-wise product on the deployed kernel; None where MLX has none."""
+        return None
+
+    @property
+    def packing(self) -> dict[str, Any] | None:
+        """The entry of mlx-lm's ``config["quantization"]``; None where mlx-lm gets decoded weights."""
+        return None
+
+    def lookup_dtype(self, dtype: mx.Dtype) -> mx.Dtype:
+        """The dtype in which a packed embedding returns its rows."""
+        return dtype
+
+    def codes_for(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
+        """Codes of the master ``w`` as it is deployed: the same call in training, packing and evaluation."""
+        return self.encode_with(w, ranges, dtype) if ranges else self.encode(w, dtype)
+
+    def fake(self, w: mx.array, dtype: mx.Dtype, ranges: Ranges | None = None) -> mx.array:
+        """decode(encode(w)) in ``dtype``, exactly, with straight-through gradients to ``w`` and the ranges."""
+        ranges = ranges or {}
+        names = tuple(ranges)
+        result: mx.array = _straight_through(self, dtype, names)(w, *(ranges[name] for name in names))
+        return result
+
+    def fake_linear(self, x: mx.array, w: mx.array, dtype: mx.Dtype, ranges: Ranges | None = None) -> mx.array:
+        """x @ fake(w).T with the deployed kernel in the forward; same gradients as the dense product."""
+        ranges = ranges or {}
+        names = tuple(ranges)
+        result: mx.array = _kernel_linear(self, dtype, names)(x, w, *(ranges[name] for name in names))
+        return result
+
+
+def _gradients(grid: Grid, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, ...]:
+    if not ranges:
+        return (cotangent.astype(w.dtype),)
+    dw, dranges = grid.pullback(cotangent.astype(mx.float32), w, ranges, dtype)
+    return (dw.astype(w.dtype), *(dranges[name].astype(ranges[name].dtype) for name in ranges))
+
+
+# w + stop_gradient(q - w) is not exact in half precision, hence custom functions.
+@cache
+def _straight_through(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...]) -> Callable[..., Any]:
+    @mx.custom_function
+    def fake(w: mx.array, *values: mx.array) -> mx.array:
+        return grid.decode(grid.codes_for(w, dict(zip(names, values, strict=True)), dtype), dtype)
+
+    @fake.vjp
+    def fake_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+        w, *values = primals if isinstance(primals, list | tuple) else (primals,)
+        return _gradients(grid, cotangent, w, dict(zip(names, values, strict=True)), dtype)
+
+    return fake
+
+
+@cache
+def _kernel_linear(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...]) -> Callable[..., Any]:
+    @mx.custom_function
+    def linear(x: mx.array, w: mx.array, *values: mx.array) -> mx.array:
+        product = grid.linear(x, grid.codes_for(w, dict(zip(names, values, strict=True)), dtype))
+        assert product is not None
+        return product
+
+    @linear.vjp
+    def linear_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+        x, w, *values = primals
+        ranges = dict(zip(names, values, strict=True))
+        dx = grid.linear(cotangent, grid.codes_for(w, ranges, dtype), transpose=False)
+        assert dx is not None
+        dw = cotangent.reshape(-1, cotangent.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+        return (dx.astype(x.dtype), *_gradients(grid, dw, w, ranges, dtype))
+
+    return linear

@@ -1,0 +1,78 @@
+"""MLX's affine grids: w = scale * code + bias, one scale and bias per group of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlxkd.quant.bitpack import pack_codes
+from mlxkd.quant.grids._base import Codes, Constexpr, Ranges
+from mlxkd.quant.grids._mlx import MLXGrid
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class AffineGrid(MLXGrid):
+    """mx.quantize(mode="affine"); codes, scales and biases are MLX's own unless ranges are learned."""
+
+    range_names: ClassVar[tuple[str, ...]] = ("scales", "biases")
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        return self.bits + 32 / self.group
+
+    def ranges(self, w: mx.array) -> Ranges:
+        """Scales and biases float32 [..., out, in / group] where mx.quantize puts them."""
+        _, scales, biases = mx.quantize(w.astype(mx.float32), **self.packing)
+        return {"scales": scales, "biases": biases}
+
+    def _position(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        """Where w lies between code 0 and code 2**bits - 1 of its stored scale and bias, unrounded."""
+        groups = w.astype(mx.float32).reshape(*w.shape[:-1], -1, self.group)
+        scales, biases = (ranges[n].astype(dtype).astype(mx.float32)[..., None] for n in self.range_names)
+        return (groups - biases) / scales
+
+    def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
+        """Nearest codes on the grid of the scales and biases as they will be stored."""
+        codes = mx.clip(mx.round(self._position(w, ranges, dtype)), 0, 2**self.bits - 1)
+        stored = {name: ranges[name].astype(dtype) for name in self.range_names}
+        return {"weight": pack_codes(codes.reshape(w.shape), self.bits), **stored}
+
+    def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
+        """Learned step size (Esser et al. 1902.08153), extended to a learned bias.
+
+        Inside the range dŵ/dw = 1, dŵ/dscale = round(v) - v, dŵ/dbias = 0; outside 0, the clipped code, 1.
+        Each range's gradient is the plain sum over its group; optimisers bring their own scaling.
+        """
+        position = self._position(w, ranges, dtype)
+        top = 2**self.bits - 1
+        codes = mx.clip(mx.round(position), 0, top)
+        inside = (position >= -0.5) & (position <= top + 0.5)
+        flow = cotangent.reshape(position.shape)
+        dscale = mx.sum(flow * mx.where(inside, codes - position, codes), axis=-1)
+        dbias = mx.sum(mx.where(inside, 0.0, flow), axis=-1)
+        return mx.where(inside, flow, 0.0).reshape(w.shape), {"scales": dscale, "biases": dbias}
+
+    def constexpr(self, codes: Codes) -> Constexpr:
+        """Per-block scales with a float offset, w = scale * (data - offset): right on Core ML's CPU and GPU.
+
+        The Neural Engine rejects or miscomputes per-block scales; its own grids are the ane ones.
+        """
+        scales, biases = (np.array(codes[n].astype(mx.float32)) for n in self.range_names)
+        arrays = {
+            "data": np.array(self.indices(codes)),
+            "scale": scales.astype(np.float16),
+            "offset": (-biases / scales).astype(np.float16),
+        }
+        return Constexpr("constexpr_blockwise_shift_scale", self.bits, arrays)
+
+
+GRIDS = {
+    f"mlx-affine{bits}-g{group}": AffineGrid(f"mlx-affine{bits}-g{group}", bits, group, "affine")
+    for bits in BITS
+    for group in GROUPS
+}

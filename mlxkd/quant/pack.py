@@ -1,0 +1,228 @@
+"""From float masters to what ships: codes made once, evaluated as they are, saved, loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from mlxkd import compat
+from mlxkd.errors import UserError
+from mlxkd.quant.behaviour import backend_behaviour
+from mlxkd.quant.grids import Codes, grid
+from mlxkd.quant.modules import Spec, parameter_name, ranges_of, spec_of
+from mlxkd.quant.plan import attached
+from mlxkd.runtime import artefact_metadata
+
+METADATA_FILE = "mlxkd.json"
+CODES_FILE = "codes.safetensors"
+FORMAT = 1
+
+
+@dataclass
+class Packed:
+    """A student as it ships.
+
+    Args:
+        model: a normal mlx-lm model: packed layers for MLX grids, decoded weights for the others.
+        config: its config.json, with mlx-lm's "quantization" entry where a layer is packed.
+        grids: layer path -> grid name of every layer on a grid.
+        codes: layer path -> codes, for every such layer; arrays shared with the model where it is packed.
+        dtype: dtype of scales and float weights.
+        metadata: what mlxkd.json said when loaded; empty for a fresh one.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    grids: dict[str, str]
+    codes: dict[str, Codes]
+    dtype: mx.Dtype
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every array; changing one tree leaves the other alone."""
+    return _clone(module, {})
+
+
+def _clone(value: Any, seen: dict[int, Any]) -> Any:
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, nn.Module):
+        twin = seen[id(value)] = copy.copy(value)
+        # A shallow copy shares what freeze() and activate() change in place.
+        twin._no_grad = set(value._no_grad)
+        if hasattr(value, "qat"):
+            twin.qat = replace(value.qat, specs=dict(value.qat.specs))
+        for name, child in value.items():
+            twin[name] = _clone(child, seen)
+        return twin
+    if isinstance(value, dict):
+        return {name: _clone(child, seen) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_clone(child, seen) for child in value)
+    return value
+
+
+def pack(model: nn.Module, config: dict[str, Any], *, target: str | None = None) -> Packed:
+    """The deployed student of a model in training, whose masters stay untouched.
+
+    Evaluate this: its kernels and codes are those of the saved folder, bit for bit on one backend.
+
+    Args:
+        config: the float model's config.json.
+        target: whose grids to pack; the active ones when None.
+
+    Raises:
+        UserError: no layer lies on a grid.
+    """
+    specs = {path: found for path, module in attached(model).items() if (found := spec_of(module, target))}
+    if not specs:
+        raise UserError("nothing to pack: no layer lies on a grid", hint="attach a plan and activate its target first")
+    dtype = next(iter(specs.values()))[1].dtype
+    twin = clone(model)
+    layers = attached(twin)
+    codes: dict[str, Codes] = {}
+    for path, (name, spec) in specs.items():
+        module = layers[path]
+        codes[path] = spec.grid.codes_for(module.weight, ranges_of(module, name, spec), spec.dtype)
+    for path, module in layers.items():
+        _ship(module, specs[path][1] if path in specs else None, codes.get(path))
+    grids = {path: spec.grid.name for path, (_, spec) in specs.items()}
+    _cast(twin, dtype)
+    twin.eval()
+    mx.eval(twin.parameters(), codes)
+    return Packed(twin, _config(config, grids, dtype), grids, codes, dtype)
+
+
+def _ship(module: nn.Module, spec: Spec | None, codes: Codes | None) -> None:
+    """Turn a swapped layer of a clone into the plain or packed layer that mlx-lm loads."""
+    state = module.qat
+    for target, each in state.specs.items():
+        for name in each.range_names:
+            del module[parameter_name(target, name)]
+    del module.qat
+    module.__class__ = state.float_class
+    if spec is None or codes is None:
+        return
+    if spec.grid.packing is None:
+        module.weight = spec.grid.decode(codes, spec.dtype)
+        return
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings, module.dims = module.weight.shape
+    for name, value in codes.items():
+        module[name] = value
+    for name, value in spec.grid.packing.items():
+        setattr(module, name, value)
+    if "biases" not in codes:
+        module.biases = None
+    module.__class__ = _packed_class(state.float_class)
+    if state.float_class is compat.switch_linear_class():
+        module.global_scale = None
+    module.freeze()
+
+
+def _packed_class(float_class: type[nn.Module]) -> type[nn.Module]:
+    packed: dict[type[nn.Module], type[nn.Module]] = {
+        nn.Linear: nn.QuantizedLinear,
+        nn.Embedding: nn.QuantizedEmbedding,
+        compat.switch_linear_class(): compat.quantized_switch_linear_class(),
+    }
+    return packed[float_class]
+
+
+def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast float parameters to the deployment dtype, but for those the model's family keeps (cast_predicate)."""
+    wanted = getattr(model, "cast_predicate", None) or (lambda _: True)
+
+    def cast(path: str, value: mx.array) -> mx.array:
+        return value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) and wanted(path) else value
+
+    model.update(tree_map_with_path(cast, model.parameters()))
+
+
+def _config(config: dict[str, Any], grids: dict[str, str], dtype: mx.Dtype) -> dict[str, Any]:
+    """config.json of the packed model: the commonest grid at the top, the other layers by path."""
+    result = copy.deepcopy(config)
+    result["torch_dtype"] = dtype_name(dtype)
+    entries = {path: entry for path, name in grids.items() if (entry := grid(name).packing)}
+    if not entries:
+        return result
+    common = Counter(grids[path] for path in entries).most_common(1)[0][0]
+    others = {path: entry for path, entry in entries.items() if grids[path] != common}
+    result["quantization"] = {**(grid(common).packing or {}), **others}
+    return result
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """ "float32", "float16" or "bfloat16"."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def save_student(
+    folder: str | Path, packed: Packed, tokenizer_from: str | Path, metadata: dict[str, Any] | None = None
+) -> None:
+    """Write a packed student as an mlx-lm folder, whole or not at all.
+
+    Beside the model stand mlxkd.json (grid of every layer, dtype, versions, device, backend behaviour, whatever
+    ``metadata`` adds) and, when a grid has no packed form in MLX, codes.safetensors.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    loose = {path: codes for path, codes in packed.codes.items() if grid(packed.grids[path]).packing is None}
+    document = {
+        "format": FORMAT,
+        "dtype": dtype_name(packed.dtype),
+        "grids": packed.grids,
+        "backend": backend_behaviour(),
+        **artefact_metadata(),
+        **(metadata or {}),
+    }
+    arrays = {CODES_FILE: dict(tree_flatten(loose))} if loose else {}
+    text = json.dumps(document, indent=2) + "\n"
+    compat.save_model_folder(
+        Path(folder), packed.model, packed.config, Path(tokenizer_from), {METADATA_FILE: text}, extra_arrays=arrays
+    )
+
+
+def load_student(folder: str | Path) -> Packed:
+    """Load what `save_student` wrote; nothing is quantised again.
+
+    Raises:
+        UserError: not a student of mlxkd's, or of a newer format.
+    """
+    folder = Path(folder)
+    if not (folder / METADATA_FILE).is_file():
+        raise UserError(f"not a packed student: {METADATA_FILE} is missing", where=str(folder))
+    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"format {metadata.get('format')!r} is not {FORMAT}", where=str(folder / METADATA_FILE))
+    model, config = compat.load_model(folder)
+    loose: Any = mx.load(str(folder / CODES_FILE)) if (folder / CODES_FILE).is_file() else {}
+    modules = dict(model.named_modules())
+    codes: dict[str, Codes] = {}
+    for path, name in metadata["grids"].items():
+        if grid(name).packing is None:
+            codes[path] = {key[len(path) + 1 :]: v for key, v in loose.items() if key.rpartition(".")[0] == path}
+        else:
+            codes[path] = {key: modules[path][key] for key in ("weight", "scales", "biases") if key in modules[path]}
+    return Packed(model, config, metadata["grids"], codes, getattr(mx, metadata["dtype"]), metadata)
+
+
+def changed_codes(before: Packed, after: Packed) -> int:
+    """How many weights have another code; both must hold the same layers on the same grids."""
+    if before.grids != after.grids:
+        raise UserError("the students lie on different grids")
+    flips = [
+        mx.sum(grid(name).indices(before.codes[path]) != grid(name).indices(after.codes[path]))
+        for path, name in before.grids.items()
+    ]
+    return int(sum(int(count) for count in flips))
