@@ -34,6 +34,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from ane.mil.limits import Limits
 from ane.mil.types import ValueType
 from mlxkd.errors import UserError, unknown
 
@@ -63,6 +64,10 @@ class Products(Protocol):
         """Cross-correlation of x[N,C,*spatial] with weight[O,C/groups,*kernel]; zero pads (before, after)."""
 
 
+def _no_blocks(index: int, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    raise UserError(f"the operation has no nested block {index}")
+
+
 @dataclass
 class OpContext:
     """What an operation may ask besides its inputs.
@@ -76,6 +81,10 @@ class OpContext:
         attributes: the op's attributes besides its name.
         run_block: runs nested block ``i`` with positional values for its inputs; returns its outputs.
         opset: opset of the enclosing function, e.g. "ios18".
+        reserve: refuses (UserError) a number of elements beyond the memory bound. An op whose result's size comes
+            from the values of its inputs (fill, tile, range_1d, random_*, ...) calls it before allocating.
+        loop_steps: most iterations of a loop.
+        own: the one input that nobody else will read, when there is such a one; ask ``writable``.
     """
 
     name: str
@@ -84,14 +93,21 @@ class OpContext:
     mode: Mode = "exact"
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    run_block: Callable[[int, tuple[Any, ...]], tuple[Any, ...]] | None = None
+    run_block: Callable[[int, tuple[Any, ...]], tuple[Any, ...]] = _no_blocks
     opset: str = "ios18"
+    reserve: Callable[[int], None] = Limits().check_elements
+    loop_steps: int = Limits.loop_steps
+    own: np.ndarray | None = None
 
     def random(self, seed: Any = None) -> np.random.Generator:
         """A fresh generator for a seed >= 0 (the same draws at every call), else the prediction's own."""
         if seed is None or int(seed) < 0:
             return self.rng
         return np.random.default_rng(int(seed))
+
+    def writable(self, x: np.ndarray) -> np.ndarray:
+        """``x`` to write into: itself where the op registered it as ``inplace`` and owns it alone, else a copy."""
+        return x if x is self.own else x.copy()
 
     def fault(self, what: str) -> UserError:
         """An error that names this operation."""
@@ -108,16 +124,18 @@ class Operation:
     variadic: frozenset[str]
     inputs: frozenset[str]
     required: frozenset[str]
-    takes_any: bool
+    inplace: str | None
 
 
 _table: dict[str, dict[str, Operation]] = {}
 
 
 def op(
-    name: str, *, versions: tuple[str, ...], variadic: tuple[str, ...] = ()
+    name: str, *, versions: tuple[str, ...], variadic: tuple[str, ...] = (), inplace: str | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the MIL operation ``name`` from each of ``versions`` on.
+
+    ``inplace`` names an input that the function writes into through ``ctx.writable``.
 
     Raises:
         ValueError: an opset nobody knows, or the same op and version registered twice.
@@ -138,7 +156,7 @@ def op(
                 frozenset(variadic),
                 frozenset(p.name for p in named),
                 frozenset(p.name for p in named if p.default is p.empty),
-                any(p.kind is p.VAR_KEYWORD for p in parameters),
+                inplace,
             )
         return call
 
