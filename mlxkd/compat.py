@@ -161,3 +161,15 @@ def quantized_switch_linear_class() -> type[nn.Module]:
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
     return QuantizedSwitchLinear
+
+
+def cache_module() -> Any:
+    """mlx-lm's module of cache classes (KVCache, RotatingKVCache, CacheList, ArraysCache, ...)."""
+    with open_file_limit_kept():
+        import mlx_lm.models.cache
+    return mlx_lm.models.cache
+
+
+def new_cache(model: nn.Module) -> list[Any]:
+    """Fresh caches of one row for every layer of ``model``, of the kinds its architecture asks for."""
+    return list(cache_module().make_prompt_cache(model))

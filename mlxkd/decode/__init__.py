@@ -1,0 +1,1 @@
+"""One decode engine for every backend: sessions, sampling, speculation, prompt cache, batches."""

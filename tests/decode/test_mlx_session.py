@@ -1,0 +1,115 @@
+"""The session contract on MLX, for every cache kind, and the real model against its published output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from decode_models import tiny
+from session_contract import Factory, SessionContract, last_rows, tokens_for
+
+from mlxkd import compat
+from mlxkd.decode.mlx_session import MlxSession
+from mlxkd.errors import UserError
+
+
+class TestLlama(SessionContract):
+    @pytest.fixture
+    def factory(self) -> Factory:
+        model, config = tiny("llama")
+        return lambda **options: MlxSession(model, config, **options)
+
+
+class TestQuantisedKeysAndValues(SessionContract):
+    # Codes of one key do not depend on its neighbours, but the two kernels round differently.
+    tolerance = 5e-3
+
+    @pytest.fixture
+    def factory(self) -> Factory:
+        model, config = tiny("llama")
+        return lambda **options: MlxSession(model, config, kv_bits=8, kv_group_size=32, **options)
+
+
+class TestSlidingWindow(SessionContract):
+    """The window (5) is passed by every test of 12 tokens, so rewinding crosses it."""
+
+    tolerance = 1e-3
+
+    @pytest.fixture
+    def factory(self) -> Factory:
+        model, config = tiny("gemma3")
+        return lambda **options: MlxSession(model, config, **options)
+
+
+class TestRecurrent(SessionContract):
+    @pytest.fixture
+    def factory(self) -> Factory:
+        model, config = tiny("lfm2")
+        return lambda **options: MlxSession(model, config, **options)
+
+
+class TestReal(SessionContract):
+    @pytest.fixture
+    def factory(self, stories: Any) -> Factory:
+        model, _, config = stories
+        return lambda **options: MlxSession(model, config, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+def test_logits_are_those_of_the_model_without_a_cache(name: str) -> None:
+    model, config = tiny(name)
+    session = MlxSession(model, config)
+    tokens = tokens_for(session, 20)
+    np.testing.assert_allclose(
+        last_rows(session, tokens), np.array(model(mx.array(tokens)[None]))[0], atol=2e-3, rtol=1e-3
+    )
+
+
+def test_sliding_windows_match_mlx_lms_ring() -> None:
+    """A window that is only masked must give what mlx-lm's rotating cache gives, far beyond the window."""
+    model, config = tiny("gemma3")
+    session, ring = MlxSession(model, config), compat.new_cache(model)
+    tokens = tokens_for(session, 40)
+    expected = [np.array(model(mx.array(tokens[i : i + 1])[None], cache=ring))[0, -1] for i in range(40)]
+    np.testing.assert_allclose(last_rows(session, tokens), np.stack(expected), atol=2e-3, rtol=1e-3)
+
+
+def test_quantised_keys_and_values_match_mlx_lms_cache() -> None:
+    model, config = tiny("llama")
+    kinds = compat.cache_module()
+    session = MlxSession(model, config, kv_bits=4, kv_group_size=32)
+    tokens = tokens_for(session, 30)
+    cache = [kinds.QuantizedKVCache(group_size=32, bits=4) for _ in model.layers]
+    np.testing.assert_allclose(
+        last_rows(session, tokens), np.array(model(mx.array(tokens)[None], cache=cache))[0], atol=1e-4, rtol=1e-4
+    )
+    assert session.snapshot(0).nbytes < _snapshot_bytes(model, config, tokens) / 2
+
+
+def _snapshot_bytes(model: Any, config: dict[str, Any], tokens: np.ndarray) -> int:
+    plain = MlxSession(model, config)
+    plain.extend(tokens[None])
+    return plain.snapshot(0).nbytes
+
+
+def test_quantised_keys_and_values_are_refused_where_they_cannot_be() -> None:
+    model, config = tiny("lfm2")
+    with pytest.raises(UserError, match="cannot be quantised: not all its layers attend"):
+        MlxSession(model, config, kv_bits=8)
+    model, config = tiny("gemma3")
+    with pytest.raises(UserError, match="cannot run with quantised keys and values"):
+        MlxSession(model, config, kv_bits=8, kv_group_size=64)
+
+
+def test_the_real_model_writes_its_published_text(stories: Any, stories_model: Path) -> None:
+    model, tokenizer, config = stories
+    session = MlxSession(model, config)
+    tokens = [1]
+    for _ in range(199):
+        tokens.append(int(mx.argmax(session.extend(np.array([[tokens[-1]]]))[0, -1])))
+    text = tokenizer.decode(tokens[1:])
+    expected = (stories_model / "expected_greedy.txt").read_text()
+    assert len(text) > 450 and expected.startswith(text)
