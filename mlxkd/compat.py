@@ -6,15 +6,18 @@ mlx-lm's interfaces move between minor releases; a change there is a change here
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import pkgutil
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkd.errors import UserError
+from mlxkd.errors import UserError, unknown
 from mlxkd.files import atomic_folder
 from mlxkd.runtime import open_file_limit_kept
 
@@ -173,3 +176,22 @@ def cache_module() -> Any:
 def new_cache(model: nn.Module) -> list[Any]:
     """Fresh caches of one row for every layer of ``model``, of the kinds its architecture asks for."""
     return list(cache_module().make_prompt_cache(model))
+
+
+def tool_parser_names() -> tuple[str, ...]:
+    """Names of mlx-lm's tool-call parsers."""
+    with open_file_limit_kept():
+        import mlx_lm.tool_parsers
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(mlx_lm.tool_parsers.__path__)))
+
+
+def tool_parser(name: str) -> Callable[[str, list[dict[str, Any]] | None], Any]:
+    """mlx-lm's parser of one finished call's text: ``parse(text, tools)`` gives a dict or a list of dicts."""
+    if name not in tool_parser_names():
+        raise unknown("tool-call format", name, tool_parser_names())
+    return importlib.import_module(f"mlx_lm.tool_parsers.{name}").parse_tool_call
+
+
+def tool_format(tokenizer: Any) -> str | None:
+    """Name of the parser that mlx-lm chose for this tokenizer's calls; None where it knows none."""
+    return getattr(tokenizer, "init_kwargs", {}).get("tool_parser_type")
