@@ -1,0 +1,60 @@
+"""Simulated builds for the gates: noise and drift as published for laptops, with a known truth.
+
+3 % between requests, 1.5 % between processes, a share of slow requests 25 % slower, a heat drift of several
+percent over the session and a slow swing, which hit both sides of a round alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bench.gates import Evidence, Gate, Outcome, Thresholds, evaluate, next_rounds, overall
+
+SERIES = {"ttft_ms": 80.0, "tpot_ms": 12.0}
+
+
+def rounds(
+    rng: np.random.Generator, count: int, requests: int, *, slow: float, change: float, done: int = 0
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """(baseline, candidate) samples by series; the candidate's times are (1 + change) times the baseline's in truth."""
+    sides: tuple[dict[str, list[Any]], dict[str, list[Any]]] = ({}, {})
+    for series, middle in SERIES.items():
+        for number in range(done, done + count):
+            shared = 0.06 * (1 - math.exp(-number / 8)) + 0.02 * math.sin(number) + rng.normal(0, 0.02)
+            for side, shift in zip(sides, (0.0, math.log1p(change)), strict=True):
+                logs = shared + shift + rng.normal(0, 0.015) + rng.normal(0, 0.03, requests)
+                logs += math.log(1.25) * (rng.random(requests) < slow)
+                side.setdefault(series, []).append(middle * np.exp(logs))
+    return sides
+
+
+def build(seed: int, change: float, limits: Thresholds, *, start: int = 10, requests: int = 100) -> Outcome:
+    """The gates' verdict on one simulated build, doubling the rounds as `bench gate` does."""
+    rng = np.random.default_rng(seed)
+    slow = float(rng.choice([0.0, 0.02, 0.05, 0.10]))
+    baseline, candidate = rounds(rng, start, requests, slow=slow, change=change)
+    done = start
+    for look in range(1, limits.looks + 1):
+        outcome = overall(_timed(evaluate(Evidence({**candidate}, {**baseline}), limits)))
+        more = next_rounds(done, look, limits)
+        if outcome != "cannot tell" or more is None:
+            return outcome
+        extra = rounds(rng, more, requests, slow=slow, change=change, done=done)
+        for side, added in zip((baseline, candidate), extra, strict=True):
+            for series in SERIES:
+                side[series] += added[series]
+        done += more
+    return "cannot tell"
+
+
+def _timed(gates: list[Gate]) -> list[Gate]:
+    """The gates on times: the simulation has no energy, quality or residency."""
+    return [g for g in gates if g.outcome != "not available"]
+
+
+def rate(outcome: Outcome, builds: int, change: float, limits: Thresholds) -> float:
+    """Share of simulated builds that end in ``outcome``."""
+    return sum(build(seed, change, limits) == outcome for seed in range(builds)) / builds
