@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return weights / weights.sum(axis=axis, keepdims=True)
 
 
-RECURRENT = {
+RECURRENT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "scaled_tanh": np.tanh,  # alpha = beta = 1 in recurrent layers
     "sigmoid": sigmoid,
