@@ -1,0 +1,158 @@
+"""Read BFCL v4 files: cases, possible answers, and schemas in plain JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxkd.errors import UserError, unknown
+from mlxkd.evaluation.toolcalls.bfcl.categories import CATEGORIES, IRRELEVANCE, RELEVANCE
+from mlxkd.evaluation.toolcalls.parsing import Call
+
+PREFIX = "BFCL_v4_"
+# BFCL writes Python-like types, and for Java and JavaScript every value as a string of source text.
+JSON_TYPES: dict[str, str | None] = {
+    "string": "string",
+    "integer": "integer",
+    "float": "number",
+    "number": "number",
+    "boolean": "boolean",
+    "array": "array",
+    "tuple": "array",
+    "dict": "object",
+    "object": "object",
+    "any": None,
+}
+FOREIGN = ("simple_java", "simple_javascript")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request.
+
+    Args:
+        id, category: BFCL's own.
+        messages: chat messages of its only turn.
+        functions: as in the file, with BFCL's types (the rules need them).
+        tools: the same as OpenAI tools with JSON Schemas (templates and grammars need them).
+        answers: possible answers, empty where the category has none.
+    """
+
+    id: str
+    category: str
+    messages: tuple[dict[str, Any], ...]
+    functions: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...]
+    answers: tuple[dict[str, Any], ...]
+
+
+def categories_in(folder: str | Path) -> tuple[str, ...]:
+    """Single-turn categories whose cases lie in a folder."""
+    return tuple(c for c in CATEGORIES if (Path(folder) / f"{PREFIX}{c}.json").is_file())
+
+
+def load_cases(folder: str | Path, category: str) -> list[Case]:
+    """Read one category.
+
+    Args:
+        folder: holds ``BFCL_v4_<category>.json`` and the answers, either in ``possible_answer/`` under the same
+            name (as in the leaderboard's repository) or as ``possible_answer_<category>.json``.
+        category: a single-turn category.
+
+    Raises:
+        UserError: no such category or file, broken JSON, a case without answer, an unknown type; names file,
+            line and field.
+    """
+    if category not in CATEGORIES:
+        raise unknown("BFCL category", category, CATEGORIES)
+    folder = Path(folder)
+    file = folder / f"{PREFIX}{category}.json"
+    answers = {} if category in (*IRRELEVANCE, *RELEVANCE) else _answers(folder, category)
+    cases = []
+    for where, item in _lines(file):
+        if answers and item["id"] not in answers:
+            raise UserError(f"case {item['id']!r} has no possible answer", where=where)
+        functions = tuple(item["function"])
+        tools = tuple(as_tool(f, where, foreign=category in FOREIGN) for f in functions)
+        cases.append(
+            Case(item["id"], category, tuple(item["question"][0]), functions, tools, answers.get(item["id"], ()))
+        )
+    return cases
+
+
+def _answers(folder: Path, category: str) -> dict[str, tuple[dict[str, Any], ...]]:
+    beside = folder / f"possible_answer_{category}.json"
+    file = beside if beside.is_file() else folder / "possible_answer" / f"{PREFIX}{category}.json"
+    return {item["id"]: tuple(item["ground_truth"]) for _, item in _lines(file, "ground_truth")}
+
+
+def _lines(file: Path, *fields: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not file.is_file():
+        raise UserError("no such BFCL file", where=str(file))
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"broken JSON at column {error.colno}: {error.msg}", where=where) from error
+        for field in fields or ("question", "function"):
+            if not isinstance(item, dict) or not isinstance(item.get(field), list) or "id" not in item:
+                raise UserError(f"field {field!r} or 'id' is missing or of the wrong type", where=where)
+        yield where, item
+
+
+def as_tool(function: dict[str, Any], where: str = "", *, foreign: bool = False) -> dict[str, Any]:
+    """A BFCL function as an OpenAI tool with a JSON Schema."""
+    parameters = _schema(function.get("parameters", {}), f"{function.get('name')}.parameters", where)
+    if foreign:
+        properties = parameters.get("properties", {})
+        parameters["properties"] = {k: {**v, "type": "string"} for k, v in properties.items()}
+    described = {k: v for k, v in function.items() if k in ("name", "description")}
+    return {"type": "function", "function": {**described, "parameters": parameters}}
+
+
+def _schema(schema: Any, field: str, where: str) -> dict[str, Any]:
+    if not isinstance(schema, dict):
+        raise UserError(f"field {field!r} must be an object", where=where or None)
+    out = dict(schema)
+    declared = out.pop("type", None)
+    if declared is not None:
+        if not isinstance(declared, str) or (declared not in JSON_TYPES and not declared[0].isupper()):
+            raise unknown("type", str(declared), JSON_TYPES, where=f"{where}: {field}.type")
+        mapped = JSON_TYPES.get(declared, "string")
+        out = {"type": mapped, **out} if mapped else out
+    if isinstance(out.get("properties"), dict):
+        out["properties"] = {k: _schema(v, f"{field}.{k}", where) for k, v in out["properties"].items()}
+    if isinstance(out.get("items"), dict):
+        out["items"] = _schema(out["items"], f"{field}.items", where)
+    return out
+
+
+def gold_calls(case: Case) -> list[Call]:
+    """The first allowed value of every parameter that has one: an answer the rules should accept."""
+    calls = []
+    for answer in case.answers:
+        name, allowed = next(iter(answer.items()))
+        calls.append(Call(name, {p: _first(values) for p, values in allowed.items() if _choices(values)}))
+    return calls
+
+
+def _choices(values: list[Any]) -> list[Any]:
+    return [value for value in values if value != ""]
+
+
+def _first(values: list[Any]) -> Any:
+    choice = _choices(values)[0]
+    if isinstance(choice, list):
+        return [_members(item) if isinstance(item, dict) else item for item in choice]
+    return _members(choice) if isinstance(choice, dict) else choice
+
+
+def _members(choice: dict[str, list[Any]]) -> dict[str, Any]:
+    """Each member of an allowed object lists its own allowed values; anything deeper is literal."""
+    return {k: _choices(v)[0] for k, v in choice.items() if _choices(v)}
