@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -70,6 +71,10 @@ class Law:
     ids: np.ndarray
     probabilities: np.ndarray
 
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum(self.probabilities)
+
     def of(self, token: int) -> float:
         """Probability of one token."""
         at = int(np.searchsorted(self.ids, token))
@@ -79,7 +84,7 @@ class Law:
         """The token at quantile ``uniform`` in [0, 1)."""
         if len(self.ids) == 1:
             return int(self.ids[0])
-        cumulative = np.cumsum(self.probabilities)
+        cumulative = self._cumulative
         at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         return int(self.ids[min(at, len(self.ids) - 1)])
 

@@ -8,7 +8,7 @@ drawn at all (n-gram, grammar, greedy) is the point mass q(x) = 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,8 +51,7 @@ def residual(p: Law, q: Law) -> Law:
     Raises:
         ValueError: q covers p everywhere, so that a rejection has probability 0.
     """
-    q_on_p = np.array([q.of(int(token)) for token in p.ids]) if len(q.ids) < 8 else _aligned(p, q)
-    left = np.maximum(p.probabilities - q_on_p, 0.0)
+    left = np.maximum(p.probabilities - _aligned(p, q), 0.0)
     total = left.sum()
     if total <= 0:
         raise ValueError("nothing is left of the worker's law")
@@ -66,20 +65,43 @@ def _aligned(p: Law, q: Law) -> np.ndarray:
     return np.where(q.ids[at] == p.ids, q.probabilities[at], 0.0)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One proposal before the judge.
+
+    Args:
+        acceptance: probability that it stands.
+        worker, drafter: the laws p and q at this position, for the residual.
+    """
+
+    acceptance: float
+    worker: Law
+    drafter: Law
+
+
+def stages(law_at: Callable[[int], Law], draft: Draft) -> Iterator[Stage]:
+    """The proposals in order, each reached only if all before it stood.
+
+    Args:
+        law_at: the worker's law after the first i proposals, for i in 0..len(draft).
+        draft: the proposals.
+    """
+    for i, token in enumerate(draft.tokens):
+        p, q = law_at(i), draft.law(i)
+        yield Stage(min(1.0, p.of(token) / q.of(token)), p, q)
+
+
 def verify(law_at: Callable[[int], Law], draft: Draft, streams: Streams) -> tuple[int, int]:
     """Judge a draft; returns (accepted proposals, the token that follows them).
 
     Args:
-        law_at: the worker's law after the first i proposals, for i in 0..len(draft); asked in order and
-            never beyond the first rejection.
+        law_at: as for ``stages``; asked in order and never beyond the first rejection.
         draft: the proposals.
         streams: the request's random streams.
     """
-    for i, token in enumerate(draft.tokens):
-        p, q = law_at(i), draft.law(i)
-        ratio = p.of(token) / q.of(token)
-        if ratio < 1 and (ratio <= 0 or streams.accept.random() >= ratio):
-            return i, residual(p, q).draw(streams.draw.random())
+    for accepted, stage in enumerate(stages(law_at, draft)):
+        if stage.acceptance < 1 and (stage.acceptance == 0 or streams.accept.random() >= stage.acceptance):
+            return accepted, residual(stage.worker, stage.drafter).draw(streams.draw.random())
     return len(draft.tokens), law_at(len(draft.tokens)).draw(streams.draw.random())
 
 
