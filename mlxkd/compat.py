@@ -6,6 +6,7 @@ mlx-lm's interfaces move between minor releases; a change there is a change here
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 import pkgutil
@@ -178,6 +179,7 @@ def new_cache(model: nn.Module) -> list[Any]:
     return list(cache_module().make_prompt_cache(model))
 
 
+@functools.cache
 def tool_parser_names() -> tuple[str, ...]:
     """Names of mlx-lm's tool-call parsers."""
     with open_file_limit_kept():
