@@ -3,7 +3,7 @@
 from mlxkd.quant.grids import FLOAT, Codes, Constexpr, Grid, grid, names
 from mlxkd.quant.modules import fake_weight
 from mlxkd.quant.pack import Packed, changed_codes, clone, load_student, pack, save_student
-from mlxkd.quant.plan import activate, attach, attached, detach, plan_for, quantisable
+from mlxkd.quant.plan import activate, attach, attached, detach, plan_for, quantisable, refresh_ranges
 
 __all__ = [
     "FLOAT",
@@ -24,5 +24,6 @@ __all__ = [
     "pack",
     "plan_for",
     "quantisable",
+    "refresh_ranges",
     "save_student",
 ]

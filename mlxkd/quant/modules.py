@@ -26,7 +26,7 @@ class Spec:
         grid: where the weight lies.
         dtype: deployment dtype of scales, palettes and decoded values.
         kernel: run the deployed kernel in the training forward; else the decoded grid and a dense product.
-        range_names: learned ranges held by the layer for this target.
+        range_names: ranges held by the layer for this target, learned or frozen.
     """
 
     grid: Grid
@@ -48,6 +48,11 @@ class LayerState:
 def parameter_name(target: str, range_name: str) -> str:
     """The parameter that holds a learned range; targets may hold characters that attribute names may not."""
     return f"qat_{''.join(c if c.isalnum() else '_' for c in target)}_{range_name}"
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """ "float32", "float16" or "bfloat16"."""
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def spec_of(module: nn.Module, target: str | None = None) -> tuple[str, Spec] | None:

@@ -17,7 +17,7 @@ from mlxkd import compat
 from mlxkd.errors import UserError
 from mlxkd.quant.behaviour import backend_behaviour
 from mlxkd.quant.grids import Codes, grid
-from mlxkd.quant.modules import Spec, parameter_name, ranges_of, spec_of
+from mlxkd.quant.modules import Spec, dtype_name, parameter_name, ranges_of, spec_of
 from mlxkd.quant.plan import attached
 from mlxkd.runtime import artefact_metadata
 
@@ -108,6 +108,7 @@ def _ship(module: nn.Module, spec: Spec | None, codes: Codes | None) -> None:
     for target, each in state.specs.items():
         for name in each.range_names:
             del module[parameter_name(target, name)]
+            module._no_grad.discard(parameter_name(target, name))
     del module.qat
     module.__class__ = state.float_class
     if spec is None or codes is None:
@@ -159,11 +160,6 @@ def _config(config: dict[str, Any], grids: dict[str, str], dtype: mx.Dtype) -> d
     others = {path: entry for path, entry in entries.items() if grids[path] != common}
     result["quantization"] = {**(grid(common).packing or {}), **others}
     return result
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """ "float32", "float16" or "bfloat16"."""
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def save_student(

@@ -13,7 +13,7 @@ from mlxkd.compat import quantized_switch_linear_class
 from mlxkd.errors import UserError
 from mlxkd.quant.grids import FLOAT, Grid, grid
 from mlxkd.quant.grids._mlx import MLXGrid
-from mlxkd.quant.modules import LayerState, Spec, parameter_name, qat_class
+from mlxkd.quant.modules import LayerState, Spec, dtype_name, parameter_name, qat_class
 
 Plan = dict[str, str]
 Rules = Iterable[tuple[str, str]]
@@ -139,7 +139,7 @@ def attach(
             if fault:
                 raise UserError(f"{name} does not fit {path}: {fault}", hint="choose another grid for it, or float")
             spec = _spec(chosen, dtype or module.weight.dtype, execution, learned_ranges, path)
-            _swap(path, module, target, spec)
+            _swap(path, module, target, spec, learned_ranges)
     activate(model, target)
     return model
 
@@ -149,11 +149,17 @@ def _spec(chosen: Grid, dtype: mx.Dtype, execution: Execution, learned: bool, pa
     if execution == "kernel" and not has_kernel:
         raise UserError(f"MLX has no kernel for {chosen.name} (layer {path})", hint="use execution 'auto' or 'dense'")
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    if dtype not in chosen.dtypes:
+        allowed = ", ".join(dtype_name(d) for d in chosen.dtypes)
+        raise UserError(
+            f"{chosen.name} (layer {path}) cannot be deployed in {dtype_name(dtype)}",
+            hint=f"Core ML computes in float16: deploy in {allowed}",
+        )
     kernel = has_kernel and (execution == "kernel" or (execution == "auto" and on_gpu))
-    return Spec(chosen, dtype, kernel, chosen.range_names if learned else ())
+    return Spec(chosen, dtype, kernel, chosen.range_names if learned or chosen.holds_ranges else ())
 
 
-def _swap(path: str, module: nn.Module, target: str, spec: Spec) -> None:
+def _swap(path: str, module: nn.Module, target: str, spec: Spec, learned: bool) -> None:
     swapped = qat_class(module)
     assert swapped is not None
     if not hasattr(module, "qat"):
@@ -163,6 +169,8 @@ def _swap(path: str, module: nn.Module, target: str, spec: Spec) -> None:
     started = spec.grid.ranges(module.weight) if spec.range_names else {}
     for name, value in started.items():
         module[parameter_name(target, name)] = value
+        if not learned:
+            module.freeze(recurse=False, keys=parameter_name(target, name))
 
 
 def attached(model: nn.Module) -> dict[str, nn.Module]:
@@ -189,6 +197,15 @@ def activate(model: nn.Module, target: str | None, layers: Iterable[str] | None 
         found[path].qat.active = target
 
 
+def refresh_ranges(model: nn.Module, target: str = DEFAULT_TARGET) -> None:
+    """Take held ranges (palettes) anew from the present masters, in place; learned ones start over as well."""
+    for module in attached(model).values():
+        spec = module.qat.specs.get(target)
+        if spec and spec.range_names:
+            for name, value in spec.grid.ranges(module.weight).items():
+                module[parameter_name(target, name)] = value
+
+
 def detach(model: nn.Module) -> nn.Module:
     """Give every swapped layer its float class back, in place; learned ranges go, masters stay. Returns the model."""
     for module in attached(model).values():
@@ -196,6 +213,7 @@ def detach(model: nn.Module) -> nn.Module:
         for target, spec in state.specs.items():
             for name in spec.range_names:
                 del module[parameter_name(target, name)]
+                module._no_grad.discard(parameter_name(target, name))
         module.__class__ = state.float_class
         del module.qat
     return model

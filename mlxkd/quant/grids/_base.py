@@ -44,6 +44,8 @@ class Grid(ABC):
 
     rowwise: ClassVar[bool] = True  # a row's codes depend on nothing outside the row
     range_names: ClassVar[tuple[str, ...]] = ()  # learned ranges this grid can train
+    holds_ranges: ClassVar[bool] = False  # a layer keeps the ranges even when it does not learn them
+    dtypes: ClassVar[tuple[mx.Dtype, ...]] = (mx.float16, mx.bfloat16, mx.float32)  # deployment dtypes it allows
 
     @abstractmethod
     def fault(self, shape: tuple[int, ...]) -> str | None:

@@ -1,0 +1,64 @@
+"""The Neural Engine's linear grid: int8 symmetric, one float16 scale per output channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges
+
+TOP = 127  # symmetric: -128 is not used
+
+
+@dataclass(frozen=True)
+class Int8ChannelGrid(Grid):
+    """w = scale[out] * code, code in [-127, 127]; decoded values are those of Core ML, float16."""
+
+    range_names: ClassVar[tuple[str, ...]] = ("scales",)
+    dtypes: ClassVar[tuple[mx.Dtype, ...]] = (mx.float16, mx.float32)
+
+    def fault(self, shape: tuple[int, ...]) -> str | None:
+        return f"has {len(shape)} axis, the grid needs two" if len(shape) < 2 else None
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        return 8 + 16 / shape[-1]
+
+    def ranges(self, w: mx.array) -> Ranges:
+        """Scales float32 [..., out] that put each channel's largest magnitude on code 127."""
+        largest = mx.max(mx.abs(w.astype(mx.float16).astype(mx.float32)), axis=-1)
+        return {"scales": mx.maximum(largest / TOP, 1e-6)}  # an all-zero channel still needs a scale
+
+    def encode(self, w: mx.array, dtype: mx.Dtype) -> Codes:
+        return self.encode_with(w, self.ranges(w), dtype)
+
+    def _position(self, w: mx.array, ranges: Ranges) -> mx.array:
+        return w.astype(mx.float32) / ranges["scales"].astype(mx.float16).astype(mx.float32)[..., None]
+
+    def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
+        codes = mx.clip(mx.round(self._position(w, ranges)), -TOP, TOP)
+        return {"codes": codes.astype(mx.int8), "scales": ranges["scales"].astype(mx.float16)}
+
+    def decode(self, codes: Codes, dtype: mx.Dtype) -> mx.array:
+        scales = codes["scales"].astype(mx.float32)[..., None]
+        return (codes["codes"].astype(mx.float32) * scales).astype(mx.float16).astype(dtype)
+
+    def indices(self, codes: Codes) -> mx.array:
+        return (codes["codes"].astype(mx.int16) + TOP).astype(mx.uint8)
+
+    def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
+        """Learned step size (Esser et al. 1902.08153), without its constant gradient scale."""
+        position = self._position(w, ranges)
+        codes = mx.clip(mx.round(position), -TOP, TOP)
+        inside = mx.abs(position) <= TOP + 0.5
+        dscale = mx.sum(cotangent * mx.where(inside, codes - position, codes), axis=-1)
+        return mx.where(inside, cotangent, 0.0), {"scales": dscale}
+
+    def constexpr(self, codes: Codes) -> Constexpr:
+        scale = np.array(codes["scales"])[..., None]
+        return Constexpr("constexpr_blockwise_shift_scale", 8, {"data": np.array(codes["codes"]), "scale": scale})
+
+
+GRIDS = {"ane-int8": Int8ChannelGrid("ane-int8", 8)}
