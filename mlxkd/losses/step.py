@@ -1,0 +1,180 @@
+"""One training step's loss and gradients: backbone, chunked head, and back, with one backbone forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxkd.data.batching import Batch
+from mlxkd.errors import UserError
+from mlxkd.losses.chunk import Chunk, Plan
+from mlxkd.losses.forms import Targets
+from mlxkd.losses.head import CHUNK_BYTES, HeadGradients, chunk_rows, products, run
+from mlxkd.losses.term import Term, checked
+from mlxkd.students.split import Split
+
+Speakers = Targets | Mapping[str, Targets] | None
+
+
+class Step(NamedTuple):
+    """What one batch gave.
+
+    Args:
+        sums: weighted sum of each term over the supervised positions, by ``Term.key``, and "loss", their sum
+            under the terms' weights; float32 scalars, evaluated.
+        gradients: like ``model.trainable_parameters()``; of "loss" divided by the normaliser. Lazy.
+        weight: sum of the loss weights; divide sums by its total over all micro-batches and ranks.
+    """
+
+    sums: dict[str, mx.array]
+    gradients: Any
+    weight: float
+
+
+def loss_and_gradients(
+    model: nn.Module,
+    split: Split,
+    batch: Batch,
+    targets: Speakers,
+    terms: Sequence[Term],
+    normaliser: float = 1.0,
+    *,
+    progress: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Step:
+    """Gradients of the SUM of the loss over the batch's supervised positions, divided by ``normaliser``.
+
+    Args:
+        model: the student; gradients are for its trainable parameters.
+        split: of the same model.
+        batch: labels are shifted already.
+        targets: one teacher's targets for ``batch.supervised``, or several by name; None without a teacher.
+        terms: the loss.
+        normaliser: the global weight sum when it is known beforehand, else 1.
+        progress: share of the training done, for losses that move with it.
+        chunk_bytes: memory that the vocabulary-wide arrays may take.
+
+    Raises:
+        UserError: no supervised position, targets that are absent or do not fit the batch.
+    """
+    work = _Work(split, batch, targets, checked(terms), progress, chunk_bytes)
+    found: list[HeadGradients] = []
+
+    def surrogate(inputs: mx.array) -> mx.array:
+        # Its gradient is the loss's: the head's share is computed chunk by chunk on untraced copies.
+        hidden = work.gather(split.hidden(inputs))
+        mx.eval(hidden)
+        result = work.run(_untraced(hidden))
+        assert result.hidden is not None
+        found.append(result)
+        total = mx.sum(hidden * (result.hidden / normaliser).astype(hidden.dtype))
+        for variable, gradient in zip(work.head.variables(), result.variables, strict=True):
+            total = total + mx.sum(variable * (gradient / normaliser).astype(variable.dtype))
+        return total
+
+    _, gradients = nn.value_and_grad(model, surrogate)(mx.array(batch.inputs))
+    return Step(work.sums(found[0]), gradients, float(work.weights.sum()))
+
+
+def loss_values(
+    split: Split,
+    batch: Batch,
+    targets: Speakers,
+    terms: Sequence[Term],
+    *,
+    progress: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[dict[str, mx.array], float]:
+    """The sums and the count of ``loss_and_gradients`` without gradients, for validation."""
+    work = _Work(split, batch, targets, checked(terms), progress, chunk_bytes)
+    hidden = work.gather(split.hidden(mx.array(batch.inputs)))
+    mx.eval(hidden)
+    return work.sums(work.run(hidden, gradients=False)), float(work.weights.sum())
+
+
+class _Work:
+    """One batch, checked and laid out for the chunked head."""
+
+    def __init__(
+        self, split: Split, batch: Batch, targets: Speakers, terms: tuple[Term, ...], progress: float, chunk_bytes: int
+    ):
+        at = batch.supervised
+        self.targets = _speakers(targets, terms, len(at))
+        self.vocabulary = _vocabulary(split.head.rows, self.targets)
+        self.labels, self.weights = batch.labels.reshape(-1)[at], batch.weights.reshape(-1)[at]
+        _check_labels(self.labels, self.vocabulary)
+        self.index = mx.array(at)
+        self.rows = chunk_rows(len(at), self.vocabulary, chunk_bytes)
+        self.head = products(split.head, self.vocabulary)
+        forms = tuple((name, said.form) for name, said in self.targets.items())
+        self.plan = Plan(terms, forms, split.head.scale, split.head.softcap)
+        live = {t.key: _live(t, progress) for t in terms if hasattr(t.module, "live")}
+        self.data = Chunk(mx.array(self.labels), mx.array(self.weights), {}, live)
+
+    def gather(self, states: mx.array) -> mx.array:
+        return states.reshape(-1, states.shape[-1])[self.index]
+
+    def run(self, hidden: mx.array, *, gradients: bool = True) -> HeadGradients:
+        return run(self.plan, self.head, hidden, self.data, self.targets, self.rows, gradients=gradients)
+
+    def sums(self, result: HeadGradients) -> dict[str, mx.array]:
+        sums = {term.key: value for term, value in zip(self.plan.terms, result.sums, strict=True)}
+        sums["loss"] = mx.sum(mx.stack([sums[t.key] * t.weight for t in self.plan.terms]))
+        return sums
+
+
+def _untraced(hidden: mx.array) -> mx.array:
+    """A copy outside the trace: arrays made from a traced one would stay alive until the backward pass."""
+    return mx.array(np.array(hidden.astype(mx.float32))).astype(hidden.dtype)
+
+
+def _live(term: Term, progress: float) -> dict[str, mx.array]:
+    return {name: mx.array(value) for name, value in term.module.live(term.options, progress).items()}
+
+
+def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[str, Targets]:
+    """The targets that the terms read, by teacher name, checked against the batch."""
+    if count == 0:
+        raise UserError("the batch has no supervised position: every loss weight is 0", where="batch")
+    given = {} if targets is None else dict(targets) if isinstance(targets, Mapping) else {"teacher": targets}
+    used: dict[str, Targets] = {}
+    for term in terms:
+        if not term.needs_teacher:
+            continue
+        if term.teacher not in given:
+            raise UserError(f"the term {term.key!r} needs a teacher, and no targets were given", where="loss")
+        said = used[term.teacher] = given[term.teacher]
+        if said.count != count:
+            raise UserError(
+                f"the teacher speaks about {said.count} positions, the batch supervises {count}",
+                where=f"targets.{term.teacher}",
+                hint="ask the teacher about the same batch",
+            )
+    for name, said in used.items():
+        said.check(sorted({t.temperature for t in terms if t.needs_teacher and t.teacher == name}))
+    return used
+
+
+def _vocabulary(rows: int, targets: dict[str, Targets]) -> int:
+    """Token ids that student and teachers share."""
+    sizes = {said.vocabulary for said in targets.values()}
+    if len(sizes) > 1:
+        raise UserError(f"teachers with different vocabularies: {sorted(sizes)}", where="targets")
+    vocabulary = sizes.pop() if sizes else rows
+    if vocabulary > rows:
+        raise UserError(
+            f"vocabulary mismatch: the teacher has {vocabulary} token ids, the student {rows}",
+            where="targets",
+            hint="share a tokenizer, or use the uld or gold loss",
+        )
+    return vocabulary
+
+
+def _check_labels(labels: np.ndarray, vocabulary: int) -> None:
+    if labels.max(initial=0) >= vocabulary or labels.min(initial=0) < 0:
+        bad = int(labels.max()) if labels.max() >= vocabulary else int(labels.min())
+        raise UserError(f"label {bad} lies outside the shared vocabulary of {vocabulary} ids", where="batch")

@@ -1,0 +1,1 @@
+"""Student models: split at the head, pruned from a teacher, adapted."""

@@ -1,0 +1,1 @@
+"""Teachers: what they say about a batch, whoever and wherever they are."""

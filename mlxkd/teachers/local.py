@@ -1,0 +1,35 @@
+"""A teacher in this process: any mlx-lm model, quantised or not."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxkd.data.batching import Batch
+from mlxkd.students.split import Split
+from mlxkd.teachers.targets import DenseTargets
+
+
+class LocalTeacher:
+    """A loaded model that answers with hidden states and its head.
+
+    Args:
+        model: loaded with ``mlxkd.compat.load_model`` (``lazy=True`` keeps weights on disk until first used).
+            It is frozen and put in evaluation mode; it shares nothing with a student of the same family.
+        vocabulary: token ids that both tokenizers share; None for every row of the head.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int | None = None):
+        model.freeze()
+        model.eval()
+        self.split = Split(model)
+        self.vocabulary = vocabulary or self.split.head.rows
+
+    def targets(self, batch: Batch, positions: np.ndarray | None = None) -> DenseTargets:
+        """What the teacher says at flat ``positions`` (int64 [N]) of the batch; its supervised ones by default."""
+        at = batch.supervised if positions is None else positions
+        states = self.split.hidden(mx.array(batch.inputs))
+        hidden = states.reshape(-1, states.shape[-1])[mx.array(at)]
+        mx.eval(hidden)
+        return DenseTargets(hidden, self.split.head, self.vocabulary)
