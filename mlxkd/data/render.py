@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from mlxkd.data.example import Example, Span
 from mlxkd.data.offsets import Tokenised, tokenise
 from mlxkd.data.records import Record
+from mlxkd.data.spans import call_spans, evidence_spans, read_turn, weighted
 from mlxkd.data.turns import Turn, find_turns
 from mlxkd.errors import UserError
+from mlxkd.evaluation.toolcalls.parsing import Found, Parser, parser_for
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class RenderOptions:
     Args:
         turns: supervise "all" assistant turns, or only the "last".
         thinking: passed to templates that can open a thinking block (mlx-lm would default to True).
+        weights: factors of the loss by kind of span (``mlxkd.data.spans.KINDS``), e.g. ``{"name": 2.0}``.
         template: further keyword arguments of the chat template.
     """
 
     turns: str = "all"
     thinking: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)
     template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,10 +128,51 @@ def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Exa
     if turns and turns[-1].message == len(messages) - 1 and not _ends_turn(tokens[slice(*ranges[-1])], tokenizer):
         tokens = _closed(tokens[: ranges[-1][1]], tokenizer)
         ranges[-1] = (ranges[-1][0], len(tokens))
+    spans, first_calls = _turn_spans(record, messages, text, turns, encoded, parser_for(tokenizer), options)
+    spans += [Span(start, end, "turn") for start, end in ranges]
+    spans += [Span(e - 1, e, "stop") for s, e in ranges if _ends_turn(tokens[s:e], tokenizer)]
+    spans.sort(key=lambda span: (span.start, -span.end))
     supervised = ranges if options.turns == "all" else ranges[-1:]
-    spans = tuple(Span(start, end, "turn") for start, end in ranges)
-    meta = {"kind": record.kind, "turns": ranges}
-    return Example(tokens, _weights(len(tokens), supervised), spans, record.source, meta)
+    weights = weighted(_weights(len(tokens), supervised), spans, options.weights)
+    meta = {"kind": record.kind, "turns": ranges, "calls": first_calls}
+    return Example(tokens, weights, tuple(spans), record.source, meta)
+
+
+def _turn_spans(
+    record: Record,
+    messages: list[dict[str, Any]],
+    text: str,
+    turns: list[Turn],
+    encoded: Tokenised,
+    parser: Parser,
+    options: RenderOptions,
+) -> tuple[list[Span], list[tuple[int, int] | None]]:
+    """Spans inside the assistant turns, and the token range of each turn's first call (None without one)."""
+    spans: list[Span] = []
+    first_calls: list[tuple[int, int] | None] = []
+    for turn in turns:
+        part = text[turn.start : turn.end]
+        found = read_turn(part, parser, record.tools)
+        _check_calls(messages[turn.message], found, parser, record.source, required=bool(options.weights))
+        spans += call_spans(part, turn.start, encoded, found)
+        spans += evidence_spans(part, turn.start, encoded, found, messages[: turn.message])
+        whole = (turn.start + found[0].start, turn.start + found[0].end) if found else None
+        first_calls.append(encoded.cover(*whole) if whole else None)
+    return spans, first_calls
+
+
+def _check_calls(
+    message: dict[str, Any], found: Sequence[Found], parser: Parser, where: str, *, required: bool
+) -> None:
+    """Weights on spans that were not found would be no weights at all."""
+    written = [call["function"]["name"] for call in message.get("tool_calls") or []]
+    read = [call.name for item in found for call in item.calls]
+    if required and written != read:
+        raise UserError(
+            f"the template's tool calls cannot be read as {parser.name!r}: wrote {written}, read {read}",
+            where=where or None,
+            hint="drop data.weights, or use a chat template whose calls mlx-lm can parse",
+        )
 
 
 def _apply(

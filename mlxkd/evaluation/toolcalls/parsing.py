@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,6 +182,7 @@ class Cursor:
         return True
 
 
+@functools.cache
 def parser_named(name: str) -> Parser:
     """The parser of a format, by mlx-lm's name for it.
 
