@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxkd.decode.engine import PREFILL_CHUNK, Drafter
+from mlxkd.decode.engine import Drafter
+from mlxkd.decode.prefill import PREFILL_CHUNK
 from mlxkd.decode.readout import greedy, on_host
 from mlxkd.decode.requests import ActiveRow
 from mlxkd.decode.sampling import Law, law, point

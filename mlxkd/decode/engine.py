@@ -10,15 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mlxkd.decode.detokenize import detokenizer_factory
+from mlxkd.decode.prefill import Prefiller, PrefixStore
 from mlxkd.decode.readout import greedy, on_host
 from mlxkd.decode.requests import ActiveRow, Event, Request, Turn
 from mlxkd.decode.sampling import Law, law, log_probability, point
-from mlxkd.decode.session import Array, ContextOverflow, Session, Snapshot
+from mlxkd.decode.session import Array, ContextOverflow, Session
 from mlxkd.decode.speculative import Draft, verify
 from mlxkd.errors import UserError
-
-PREFILL_CHUNK = 512
-"""Prompt tokens per forward; bounds the memory of attention scores."""
 
 
 class Drafter(Protocol):
@@ -42,18 +40,6 @@ class DraftLength(Protocol):
 
     def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         """What a round of ``drafted`` proposals for one row brought and cost."""
-        ...
-
-
-class PrefixStore(Protocol):
-    """A prompt cache: see ``mlxkd.decode.prompt_cache``."""
-
-    def lookup(self, tokens: Sequence[int]) -> Snapshot | None:
-        """The longest stored prefix of ``tokens``."""
-        ...
-
-    def insert(self, tokens: Sequence[int], snapshot: Snapshot) -> None:
-        """Keep the state after ``tokens``."""
         ...
 
 
@@ -130,9 +116,10 @@ class Engine:
             )
         if (drafter is None) != (length is None):
             raise ValueError("a drafter and its length policy come together")
-        self.session, self.cache = session, cache
+        self.session = session
         self.drafter, self.length = drafter, length
         self.statistics = Statistics()
+        self._prompts = Prefiller(session, cache)
         self.rows: dict[int, ActiveRow] = {}
         self._turn = turn_of(tokenizer)
         self._detokenizer = detokenizer_factory(tokenizer)
@@ -160,18 +147,23 @@ class Engine:
             raise UserError(f"all {self.session.batch_size} rows are busy", hint="step the engine first")
         row = self.free_rows[0]
         active = ActiveRow(request, self._turn, self._detokenizer())
-        active.cached_tokens = self._prefill(row, active)
+        self._prompts.keep(self.rows)
+        started = time.perf_counter()
+        active.cached_tokens = self._prompts.admit(row, active)
+        self.statistics.prefill_seconds += time.perf_counter() - started
+        self.statistics.prompt_tokens += len(active.history)
+        self.statistics.cached_tokens += active.cached_tokens
         self.rows[row] = active
         return row
 
     def step(self) -> list[Event]:
         """One round: draft, one forward of the worker, settle; returns the new tokens of all rows."""
+        self._prompts.keep({row: active for row, active in self.rows.items() if active.new_tokens})
         started = time.perf_counter()
         drafts, masks = self._drafts()
         drafted = time.perf_counter()
         logits = self._forward(drafts)
-        events = self._settle(logits, drafts, masks, drafted - started, drafted)
-        return events
+        return self._settle(logits, drafts, masks, drafted - started, drafted)
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Decode a queue, admitting the next request as soon as a row is free."""
@@ -186,35 +178,6 @@ class Engine:
         self.rows.pop(row)
         if self.drafter is not None:
             self.drafter.release(row)
-
-    def _prefill(self, row: int, active: ActiveRow) -> int:
-        started = time.perf_counter()
-        known = active.history[:-1]
-        lengths = self.session.lengths
-        lengths[row] = 0
-        self.session.rewind(lengths)
-        use_cache = self.cache is not None and active.options.use_prompt_cache
-        found = self.cache.lookup(known) if self.cache is not None and use_cache else None
-        start = 0
-        if found is not None and found.length:
-            self.session.restore(row, found)
-            start = found.length
-        self._feed(row, known, start)
-        if self.cache is not None and use_cache and start < len(known):
-            self.cache.insert(known, self.session.snapshot(row))
-        self.statistics.prompt_tokens += len(active.history)
-        self.statistics.cached_tokens += start
-        self.statistics.prefill_seconds += time.perf_counter() - started
-        return start
-
-    def _feed(self, row: int, tokens: Sequence[int], start: int) -> None:
-        for at in range(start, len(tokens), PREFILL_CHUNK):
-            part = tokens[at : min(at + PREFILL_CHUNK, len(tokens))]
-            block = np.zeros((self.session.batch_size, len(part)), dtype=np.int32)
-            block[row] = part
-            counts = np.zeros(self.session.batch_size, dtype=np.int64)
-            counts[row] = len(part)
-            self.session.extend(block, counts)
 
     def _drafts(self) -> tuple[dict[int, Draft], dict[int, list[np.ndarray | None]]]:
         drafts = {row: Draft() for row in self.rows}
@@ -290,6 +253,7 @@ class Engine:
         if (wanted != lengths).any():
             self.session.rewind(wanted)
         for row in [row for row, active in self.rows.items() if active.finish]:
+            self._prompts.finish(row, self.rows[row])
             self.cancel(row)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxkd.decode.engine import Drafter, DraftLength, Engine, PrefixStore, Statistics
+from mlxkd.decode.engine import Drafter, DraftLength, Engine, Statistics
+from mlxkd.decode.prefill import PrefixStore
 from mlxkd.decode.requests import Event, Finish, GenerateOptions, Request
 from mlxkd.decode.session import Session
 

@@ -83,11 +83,19 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and its options; ``name`` returns in every event."""
+    """A prompt and its options.
+
+    Args:
+        prompt: tokens; the newest is fed with the first step, all others before.
+        options: how to answer.
+        name: returns in every event.
+        checkpoints: lengths (message boundaries, say) at which a state that cannot be cut is cached too.
+    """
 
     prompt: tuple[int, ...]
     options: GenerateOptions = field(default_factory=GenerateOptions)
     name: str = "0"
+    checkpoints: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
