@@ -134,7 +134,7 @@ def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Exa
     spans.sort(key=lambda span: (span.start, -span.end))
     supervised = ranges if options.turns == "all" else ranges[-1:]
     weights = weighted(_weights(len(tokens), supervised), spans, options.weights)
-    meta = {"kind": record.kind, "turns": ranges, "calls": first_calls}
+    meta = {"kind": record.kind, "turns": ranges, "calls": first_calls, "tools": record.tools}
     return Example(tokens, weights, tuple(spans), record.source, meta)
 
 

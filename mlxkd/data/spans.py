@@ -1,4 +1,6 @@
-"""What the tokens of an assistant turn are: name, key, value, structure, end of a call, copied evidence, stop.
+"""What the tokens of an assistant turn are: preamble, name, key, value, structure, end of a call, evidence, stop.
+
+The preamble is what is written before the first call of a turn (thinking aloud).
 
 Spans are found in the rendered text, by the same grammars that watch generation, and carried to tokens by the
 characters each token covers; a token on a border belongs to both sides.
@@ -18,13 +20,16 @@ from mlxkd.evaluation.toolcalls.evidence import mentions, tool_facts
 from mlxkd.evaluation.toolcalls.parsing import Found, Parser
 
 CALL_KINDS = ("name", "key", "value", "structure", "end")
-KINDS = ("turn", *CALL_KINDS, "evidence", "stop")
+KINDS = ("turn", "preamble", *CALL_KINDS, "evidence", "stop")
 
 
 def call_spans(text: str, start: int, encoded: Tokenised, found: Sequence[Found]) -> list[Span]:
     """Spans of the calls that were read in ``text``, which begins at character ``start`` of the rendering."""
-    pieces = [piece for item in found for piece in item.pieces]
-    return _spans(encoded, [(start + piece.start, start + piece.end, piece.kind) for piece in pieces])
+    pieces = [(start + piece.start, start + piece.end, piece.kind) for item in found for piece in item.pieces]
+    # Only white space before the call is the template's, not the model's hesitation.
+    if found and text[: found[0].start].strip():
+        pieces.append((start, start + found[0].start, "preamble"))
+    return _spans(encoded, pieces)
 
 
 def evidence_spans(

@@ -134,3 +134,11 @@ def test_the_arguments_in_the_example_round_trip(tmp_path: Path) -> None:
     start, end = example.meta["calls"][0]
     text = tokenizer.decode(example.tokens[start:end])
     assert json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))["arguments"] == ARGUMENTS
+
+
+def test_thinking_aloud_before_a_call_is_a_preamble(tmp_path: Path) -> None:
+    tokenizer = build(tmp_path, CHATML)
+    aloud = {**CHAT[1], "content": "Let me look. "}
+    example = render(Record("messages", messages=(CHAT[0], aloud, *CHAT[2:]), tools=(TOOL,)), tokenizer)
+    assert texts(example, tokenizer, "preamble") == ["Let me look. "]
+    assert not [s for s in render(RECORD, tokenizer).spans if s.kind == "preamble"]
