@@ -39,6 +39,11 @@ def pads(
     return tuple((b, a) if pad_type == "same" else (a, b) for b, a in small)
 
 
+def padded(shape: tuple[int, ...], widths: Pads) -> tuple[int, ...]:
+    """Shape of x[N, C, *spatial] after padding."""
+    return (*shape[:2], *(n + before + after for n, (before, after) in zip(shape[2:], widths, strict=True)))
+
+
 def extents(kernel: tuple[int, ...], dilations: tuple[int, ...] | None) -> tuple[int, ...]:
     """Elements a kernel spans with its dilation."""
     if dilations is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def pixel_unshuffle(ctx: OpContext, *, x: Array, downscale_factor: Any) -> Array
 def space_to_batch(ctx: OpContext, *, x: Array, block_shape: Any, paddings: Any) -> Array:
     """Pad with zeros, then send each place of a block to its own batch: (block row, block column, n)."""
     (bh, bw), edges = integers(block_shape), np.asarray(paddings).astype(int).tolist()
+    ctx.reserve(math.prod((*x.shape[:2], *(n + sum(e) for n, e in zip(x.shape[2:], edges, strict=True)))))
     x = np.pad(x, [(0, 0), (0, 0), *edges])
     n, c, h, w = x.shape
     parts = x.reshape(n, c, h // bh, bh, w // bw, bw).transpose(3, 5, 0, 1, 2, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,13 @@ from ane.mil.ops._arguments import along, integers
 from ane.mil.ops.registry import OpContext, op
 
 Array = np.ndarray
+
+
+def _reserve(ctx: OpContext, x: Array, weight: Array, padded: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    """Refuse what the padded input and its patches would take beyond the memory bound."""
+    ctx.reserve(math.prod(padded))
+    places = math.prod(n // s + 1 for n, s in zip(padded[2:], steps, strict=True))
+    ctx.reserve(places * padded[0] * max(x.shape[1] * math.prod(weight.shape[2:]), weight.shape[0]))
 
 
 @op("conv", versions=("ios15", "ios17"))
@@ -31,6 +39,7 @@ def conv(
     rank = x.ndim - 2
     steps, spread = _windows.vector(strides, rank, 1), _windows.vector(dilations, rank, 1)
     widths = _windows.pads(pad_type, pad, x.shape[2:], weight.shape[2:], steps, spread)
+    _reserve(ctx, x, weight, _windows.padded(x.shape, widths), steps)
     y = ctx.xp.conv(x, weight, steps, widths, spread, int(groups))
     return y if bias is None else y + along(bias, 1, x.ndim)
 
@@ -91,6 +100,7 @@ def conv_transpose(
         before = tuple(b for b, _ in widths)
         wanted = wanted or tuple(f - b - a for f, (b, a) in zip(full, widths, strict=True))
     buffer = tuple(max(f, b + w) for f, b, w in zip(full, before, wanted, strict=True))
+    ctx.reserve(x.shape[0] * weight.shape[1] * int(groups) * math.prod(buffer))
     y = _place(_spread(ctx, x, weight, int(groups)), buffer, steps, spread)
     inside: Any = (..., *(slice(b, b + w) for b, w in zip(before, wanted, strict=True)))
     y = y[inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ def upsample_nearest_neighbor(
 def resize_nearest_neighbor(ctx: OpContext, *, x: Array, target_size_height: Any, target_size_width: Any) -> Array:
     """Output pixel i reads floor(i in / out)."""
     for axis, size in ((x.ndim - 2, int(target_size_height)), (x.ndim - 1, int(target_size_width))):
+        ctx.reserve(x.size // max(x.shape[axis], 1) * size)
         x = _sampling.nearest(x, axis, np.arange(size) * x.shape[axis] // size)
     return x
 
 
-def _linear(x: Array, axis: int, mode: str, count: int) -> Array:
+def _linear(ctx: OpContext, x: Array, axis: int, mode: str, count: int) -> Array:
+    ctx.reserve(x.size // max(x.shape[axis], 1) * count)
     return _sampling.interpolate(x, axis, _sampling.grid(mode, x.shape[axis], count))
 
 
@@ -48,8 +51,8 @@ def upsample_bilinear(
     """Bilinear enlargement; half-pixel centres unless the corners are aligned (or as ios16 programs say)."""
     half = not align_corners if half_pixel_centers is None else bool(half_pixel_centers)
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if half else "DEFAULT"
-    x = _linear(x, x.ndim - 2, mode, _sampling.scaled(x.shape[-2], scale_factor_height))
-    return _linear(x, x.ndim - 1, mode, _sampling.scaled(x.shape[-1], scale_factor_width))
+    x = _linear(ctx, x, x.ndim - 2, mode, _sampling.scaled(x.shape[-2], scale_factor_height))
+    return _linear(ctx, x, x.ndim - 1, mode, _sampling.scaled(x.shape[-1], scale_factor_width))
 
 
 @op("resize_bilinear", versions=("ios15",))
@@ -62,8 +65,8 @@ def resize_bilinear(
     sampling_mode: str = "DEFAULT",
 ) -> Array:
     """Bilinear resize of the last two axes."""
-    x = _linear(x, x.ndim - 2, sampling_mode, int(target_size_height))
-    return _linear(x, x.ndim - 1, sampling_mode, int(target_size_width))
+    x = _linear(ctx, x, x.ndim - 2, sampling_mode, int(target_size_height))
+    return _linear(ctx, x, x.ndim - 1, sampling_mode, int(target_size_width))
 
 
 @op("resize", versions=("ios17",))
@@ -80,6 +83,7 @@ def resize(
     count = int(resized_dims)
     dtype = x.dtype
     for axis, size in zip(range(x.ndim - count, x.ndim), integers(shape)[-count:] if count else (), strict=True):
+        ctx.reserve(x.size // max(x.shape[axis], 1) * size)
         positions = _sampling.grid(sampling_mode, x.shape[axis], size or x.shape[axis])
         if interpolation_mode == "LINEAR":
             x = _sampling.interpolate(x, axis, positions)
@@ -143,6 +147,7 @@ def crop_resize(
         sampling_mode,
         float(pad_value),
     )
+    ctx.reserve(len(boxes) * x.shape[0] * x.shape[1] * math.prod(rest[0]))
     if boxes.shape[1] == 4:
         return np.stack([np.stack([_crop(image, box, *rest) for image in x]) for box in corners])
     return np.stack([_crop(x[int(b[0])], b[1:], *rest)[None] for b in boxes])
@@ -167,6 +172,7 @@ def crop_resize_17(
     images = range(len(boxes)) if box_indices is None else integers(box_indices)
     rest = (bool(normalized_coordinates), float(spatial_scale), box_coordinate_mode, sampling_mode, float(pad_value))
     target = (int(target_height), int(target_width))
+    ctx.reserve(len(boxes) * x.shape[1] * math.prod(target))
     return np.stack([_crop(x[i], box, target, *rest) for i, box in zip(images, boxes, strict=True)])
 
 
@@ -214,6 +220,7 @@ def affine(
     align_corners: bool,
 ) -> Array:
     """Resample at the affine image of the output's own grid: x' = a0 x + a1 y + a2, y' = b0 x + b1 y + b2."""
+    ctx.reserve(math.prod(x.shape[:2]) * int(output_height) * int(output_width))
     ys, xs = np.meshgrid(np.linspace(-1, 1, int(output_height)), np.linspace(-1, 1, int(output_width)), indexing="ij")
     places = np.stack([xs, ys, np.ones_like(xs)])  # [3, h, w]
     matrices = np.broadcast_to(transform_matrix, (len(x), 6)).reshape(-1, 2, 3)

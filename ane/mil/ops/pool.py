@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ Array = np.ndarray
 
 
 def _geometry(
-    x: Array, kernel_sizes: Any, strides: Any, pad_type: str, pad: Any, ceil_mode: bool
+    ctx: OpContext, x: Array, kernel_sizes: Any, strides: Any, pad_type: str, pad: Any, ceil_mode: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], _windows.Pads, tuple[int, ...]]:
     """Kernel, strides, pads and the overhang of ceil mode."""
     rank = x.ndim - 2
     kernel, steps = _windows.vector(kernel_sizes, rank, 1), _windows.vector(strides, rank, 1)
     widths = _windows.pads(pad_type, pad, x.shape[2:], kernel, steps)
     overhang = _windows.ceil_overhang(x.shape[2:], widths, kernel, steps) if ceil_mode else (0,) * rank
+    ctx.reserve(math.prod(_windows.padded(x.shape, _stretched(widths, overhang))))
     return kernel, steps, widths, overhang
 
 
@@ -48,7 +50,7 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> Array:
     """The largest element of each window; padding never wins."""
-    kernel, steps, widths, overhang = _geometry(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     return _reduced(_padded(x, _stretched(widths, overhang), -np.inf), kernel, steps, np.max)
 
 
@@ -64,7 +66,7 @@ def l2_pool(
     ceil_mode: bool = False,
 ) -> Array:
     """sqrt(sum x^2) of each window."""
-    kernel, steps, widths, overhang = _geometry(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     squares = _padded(np.square(x.astype(np.float64)), _stretched(widths, overhang), 0.0)
     return np.sqrt(_reduced(squares, kernel, steps, np.sum))
 
@@ -82,7 +84,7 @@ def avg_pool(
     ceil_mode: bool = False,
 ) -> Array:
     """The mean of each window; padding counts unless excluded, the overhang of ceil mode never does."""
-    kernel, steps, widths, overhang = _geometry(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     total = _reduced(_padded(x.astype(np.float64), _stretched(widths, overhang), 0.0), kernel, steps, np.sum)
     ones = np.ones((1, 1, *x.shape[2:]))
     counted = _padded(ones, widths, 0.0 if exclude_padding_from_average else 1.0)

@@ -104,6 +104,7 @@ def stack(ctx: OpContext, *, values: tuple[Array, ...], axis: Any) -> Array:
 @op("tile", versions=("ios15",))
 def tile(ctx: OpContext, *, x: Array, reps: Any) -> Array:
     """Repeat x reps[i] times along axis i."""
+    ctx.reserve(x.size * math.prod(integers(reps)))
     return np.tile(x, integers(reps))
 
 

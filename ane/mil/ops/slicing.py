@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def slice_by_index(
     return x[indices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)]
 
 
-@op("slice_update", versions=("ios18",))
+@op("slice_update", versions=("ios18",), inplace="x")
 def slice_update(
     ctx: OpContext,
     *,
@@ -66,7 +67,7 @@ def slice_update(
     end_mask: Any = None,
     squeeze_mask: Any = None,
 ) -> Array:
-    """A copy of x with x[begin:end:stride] = update.
+    """x with x[begin:end:stride] = update; x itself is overwritten only where nobody else reads it.
 
     Raises:
         UserError: the update does not have the shape of the slice (Core ML does not broadcast it).
@@ -75,7 +76,7 @@ def slice_update(
     target = x[where].shape
     if target != np.shape(update):
         raise ctx.fault(f"the update has shape {np.shape(update)}, the slice {target}")
-    result = x.copy()
+    result = ctx.writable(x)
     result[where] = update
     return result
 
@@ -102,6 +103,7 @@ def pad(ctx: OpContext, *, x: Array, pad: Any, mode: str = "constant", constant_
     widths = [[0, 0]] * (x.ndim - len(pairs)) + pairs
     if mode not in _PAD_MODES:
         raise ctx.fault(f"pad mode {mode!r} is not one of {', '.join(_PAD_MODES)}")
+    ctx.reserve(math.prod(n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)))
     if mode == "constant":
         return np.pad(x, widths, constant_values=np.asarray(constant_val).astype(x.dtype))
     return np.pad(x, widths, mode=_PAD_MODES[mode])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ Array = np.ndarray
 @op("fill", versions=("ios15",))
 def fill(ctx: OpContext, *, shape: Any, value: Any = 0.0) -> Array:
     """A tensor of ``shape`` filled with ``value``."""
+    ctx.reserve(math.prod(integers(shape)))
     return np.full(integers(shape), np.asarray(value))
 
 
@@ -29,6 +31,7 @@ def range_1d(ctx: OpContext, *, end: Any, start: Any, step: Any) -> Array:
     """start, start + step, ... up to and without end."""
     dtype = np.result_type(np.asarray(start).dtype, np.asarray(step).dtype)
     count = max(0, int(np.ceil((np.float64(end) - np.float64(start)) / np.float64(step))))
+    ctx.reserve(count)
     return (np.float64(start) + np.float64(step) * np.arange(count)).astype(dtype)
 
 
@@ -110,5 +113,6 @@ def one_hot(
 ) -> Array:
     """A new ``axis`` that is on_value at each index and off_value elsewhere (everywhere for an index outside)."""
     at = int(axis) % (np.ndim(indices) + 1)
+    ctx.reserve(np.size(indices) * int(one_hot_vector_size))
     classes = np.arange(int(one_hot_vector_size)).reshape((-1,) + (1,) * (np.ndim(indices) - at))
     return np.where(np.expand_dims(indices, at) == classes, np.asarray(on_value), np.asarray(off_value))
