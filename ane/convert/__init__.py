@@ -1,0 +1,1 @@
+"""MLX weights to Core ML bundles for the Neural Engine or the GPU."""

@@ -1,0 +1,119 @@
+"""What a person may choose about a conversion, checked before anything is read or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mlxkd.errors import UserError
+
+Profile = Literal["ane", "gpu"]
+KVLayout = Literal["state", "explicit"]
+Place = Literal["host", "model"]
+Head = Literal["logits", "argmax"]
+TARGETS = ("iOS18", "iOS26")
+KEEP = "keep"
+CHUNK_BYTES = 1_000_000_000
+ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of a conversion; None takes the profile's default.
+
+    Args:
+        profile: "ane" (1x1 convolutions, positions and embedding from the host) or "gpu" (linear layers,
+            blockwise scales, positions and embedding in the model).
+        target: oldest system that loads the bundle.
+        context: tokens a row can hold, a multiple of 32.
+        prefill, verify: tokens per call of those functions; ``verify`` 0 leaves it out.
+        batch: batch sizes, one set of functions each.
+        kv: keys and values as Core ML state, or read in and handed out by the host.
+        embedding: whether tokens are embedded by the host or in the model.
+        positions: whether cos, sin and masks come from the host or from the position in the model.
+        head: "logits", or "argmax" for the greedy token and its score only.
+        head_width: most vocabulary rows per head convolution; 0 for one.
+        chunk_bytes: most weight bytes of one package. chunks: exact number of packages instead.
+        rewind: tokens a sliding window can go back.
+        weights: "keep" the source's own numbers or codes, or the grid to quantise linear layers to.
+        master: float model to quantise from, where ``weights`` names a grid; default the source itself.
+    """
+
+    profile: Profile = "ane"
+    target: str = "iOS18"
+    context: int = 2048
+    prefill: int = 64
+    verify: int = 0
+    batch: tuple[int, ...] = (1,)
+    kv: KVLayout = "state"
+    embedding: Place | None = None
+    positions: Place | None = None
+    head: Head = "logits"
+    head_width: int | None = None
+    chunk_bytes: int = CHUNK_BYTES
+    chunks: int | None = None
+    rewind: int = 64
+    weights: str = KEEP
+    master: Path | None = None
+
+    def __post_init__(self) -> None:
+        _choice("profile", self.profile, get_args(Profile))
+        _choice("target", self.target, TARGETS)
+        _choice("kv", self.kv, get_args(KVLayout))
+        _choice("head", self.head, get_args(Head))
+        for name in ("embedding", "positions"):
+            _choice(name, getattr(self, name), (None, *get_args(Place)))
+        if self.context < ALIGNMENT or self.context % ALIGNMENT:
+            raise UserError(
+                f"context {self.context} is not a positive multiple of {ALIGNMENT}, which states on the Neural "
+                "Engine must be",
+                where="--context",
+                hint=f"use {max(ALIGNMENT, -(-self.context // ALIGNMENT) * ALIGNMENT)}",
+            )
+        if not 1 <= self.prefill <= self.context:
+            raise UserError(f"prefill {self.prefill} must lie in 1..{self.context} (the context)", where="--prefill")
+        if self.verify and not 2 <= self.verify <= self.context:
+            raise UserError(f"verify {self.verify} must be 0 or lie in 2..{self.context}", where="--verify")
+        if not self.batch or min(self.batch) < 1 or len(set(self.batch)) != len(self.batch):
+            raise UserError(f"batch sizes {self.batch} must be distinct and positive", where="--batch")
+        if self.chunk_bytes < 1 or (self.chunks is not None and self.chunks < 1):
+            raise UserError("chunk size and count must be positive", where="--chunks")
+        if self.master is not None and self.weights == KEEP:
+            raise UserError("a master is read only where --weights names a grid", where="--master")
+
+    def resolved(self) -> Options:
+        """The same options with every None replaced by the profile's default."""
+        place: Place = "host" if self.profile == "ane" else "model"
+        width = self.head_width if self.head_width is not None else (16384 if self.profile == "ane" else 0)
+        return replace(
+            self,
+            embedding=self.embedding or place,
+            positions=self.positions or place,
+            head_width=width,
+            batch=tuple(sorted(self.batch)),
+        )
+
+    def functions(self) -> list[tuple[str, str, int, int]]:
+        """(name, role, batch, tokens per call) of every function, in the order they are written."""
+        roles = [("prefill", self.prefill), ("decode", 1), *([("verify", self.verify)] if self.verify else [])]
+        roles = [(role, query) for role, query in roles if role == "decode" or query > 1]
+        return [
+            (role if batch == 1 else f"{role}_b{batch}", role, batch, query)
+            for batch in self.batch
+            for role, query in roles
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        listed = ", ".join(str(k) for k in known if k is not None)
+        raise UserError(f"{value!r} is not one of {listed}", where=f"--{name}")
