@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mlxkd.losses.distribution import softmax
-from mlxkd.losses.forms import Form
+from mlxkd.losses.forms import Divergence, Form
 from mlxkd.losses.term import Term
 
 
@@ -37,12 +37,14 @@ class Chunk:
         weights: float32 [n].
         teachers: arrays of each teacher's targets, by its name; "weights" [n] scales the loss weights.
         live: moving scalars, by term key.
+        inputs: further per-position arrays [n, ...] that terms ask for by name.
     """
 
     labels: mx.array
     weights: mx.array
     teachers: dict[str, dict[str, mx.array]]
     live: dict[str, dict[str, mx.array]]
+    inputs: dict[str, mx.array] = field(default_factory=dict)
 
 
 def chunk_loss(plan: Plan, raw: mx.array, chunk: Chunk) -> tuple[list[mx.array], mx.array]:
@@ -60,18 +62,22 @@ def chunk_loss(plan: Plan, raw: mx.array, chunk: Chunk) -> tuple[list[mx.array],
     forms, said = dict(plan.forms), dict[tuple[str, float], Any]()
     sums, gradient = [], mx.zeros(())
     for term in plan.terms:
-        student, live = students[term.temperature], chunk.live.get(term.key, {})
+        student, given = students[term.temperature], chunk.inputs | chunk.live.get(term.key, {})
         weights = chunk.weights
         if term.needs_teacher:
             at, form = (term.teacher, term.temperature), forms[term.teacher]
             if at not in said:
                 said[at] = form.prepare(chunk.teachers[term.teacher], term.temperature)
             weights = weights * chunk.teachers[term.teacher].get("weights", mx.ones(()))
-            values, slope = form.compare(lambda s, t: term.module.loss(s, t, term.options, live), student, said[at])  # noqa: B023
+            values, slope = form.compare(_divergence(term, given), student, said[at])
         else:
-            values, slope = term.module.loss(student, chunk.labels, term.options, live)
+            values, slope = term.module.loss(student, chunk.labels, term.options, given)
         sums.append(mx.sum(values * weights) * term.factor)
         gradient = gradient + slope * (weights * (term.weight * term.factor / term.temperature))[:, None]
     if plan.softcap is not None:
         gradient = gradient * (1 - mx.square(capped / plan.softcap))
     return sums, gradient * plan.scale if plan.scale != 1 else gradient
+
+
+def _divergence(term: Term, given: dict[str, mx.array]) -> Divergence:
+    return lambda student, teacher: term.module.loss(student, teacher, term.options, given)

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 # Stands for log 0: exp gives 0 and products with 0 stay 0, where -inf would give NaN.
 LOG_ZERO = -1e30
+TINY = 1e-38  # about the smallest normal float32
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,11 @@ def softmax(logits: mx.array, temperature: float = 1.0) -> Distribution:
 def through_softmax(student: Distribution, v: mx.array) -> mx.array:
     """Gradient with respect to logits of a loss whose gradient with respect to probabilities is ``v`` [n, V]."""
     return student.p * (v - mx.sum(student.p * v, axis=-1, keepdims=True))
+
+
+def mixture(first: Distribution, second: Distribution, share: mx.array | float) -> Distribution:
+    """share * first + (1 - share) * second; ``share`` a scalar or [n, 1]."""
+    p = share * first.p + (1 - share) * second.p
+    # A logarithm of the sum costs one call where logaddexp costs two; below the smallest float both addends are 0.
+    p = mx.maximum(p, TINY)
+    return Distribution(mx.log(p), p)

@@ -158,7 +158,8 @@ def run(
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         arrays = {name: said.chunk(start, min(start + rows, hidden.shape[0])) for name, said in targets.items()}
-        chunk = Chunk(data.labels[part], data.weights[part], arrays, data.live)
+        inputs = {name: value[part] for name, value in data.inputs.items()}
+        chunk = Chunk(data.labels[part], data.weights[part], arrays, data.live, inputs)
         values, slope = chunk_loss(plan, head.project(hidden[part]), chunk)
         sums = [total + value for total, value in zip(sums, values, strict=True)]
         if gradients:

@@ -44,6 +44,7 @@ def loss_and_gradients(
     normaliser: float = 1.0,
     *,
     progress: float = 0.0,
+    inputs: Mapping[str, np.ndarray] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Step:
     """Gradients of the SUM of the loss over the batch's supervised positions, divided by ``normaliser``.
@@ -56,12 +57,13 @@ def loss_and_gradients(
         terms: the loss.
         normaliser: the global weight sum when it is known beforehand, else 1.
         progress: share of the training done, for losses that move with it.
+        inputs: per-position arrays [N, ...] that terms name in their ``INPUTS``, for ``batch.supervised``.
         chunk_bytes: memory that the vocabulary-wide arrays may take.
 
     Raises:
         UserError: no supervised position, targets that are absent or do not fit the batch.
     """
-    work = _Work(split, batch, targets, checked(terms), progress, chunk_bytes)
+    work = _Work(split, batch, targets, checked(terms), progress, inputs or {}, chunk_bytes)
     found: list[HeadGradients] = []
 
     def surrogate(inputs: mx.array) -> mx.array:
@@ -87,10 +89,11 @@ def loss_values(
     terms: Sequence[Term],
     *,
     progress: float = 0.0,
+    inputs: Mapping[str, np.ndarray] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[dict[str, mx.array], float]:
     """The sums and the count of ``loss_and_gradients`` without gradients, for validation."""
-    work = _Work(split, batch, targets, checked(terms), progress, chunk_bytes)
+    work = _Work(split, batch, targets, checked(terms), progress, inputs or {}, chunk_bytes)
     hidden = work.gather(split.hidden(mx.array(batch.inputs)))
     mx.eval(hidden)
     return work.sums(work.run(hidden, gradients=False)), float(work.weights.sum())
@@ -100,7 +103,14 @@ class _Work:
     """One batch, checked and laid out for the chunked head."""
 
     def __init__(
-        self, split: Split, batch: Batch, targets: Speakers, terms: tuple[Term, ...], progress: float, chunk_bytes: int
+        self,
+        split: Split,
+        batch: Batch,
+        targets: Speakers,
+        terms: tuple[Term, ...],
+        progress: float,
+        inputs: Mapping[str, np.ndarray],
+        chunk_bytes: int,
     ):
         at = batch.supervised
         self.targets = _speakers(targets, terms, len(at))
@@ -113,7 +123,8 @@ class _Work:
         forms = tuple((name, said.form) for name, said in self.targets.items())
         self.plan = Plan(terms, forms, split.head.scale, split.head.softcap)
         live = {t.key: _live(t, progress) for t in terms if hasattr(t.module, "live")}
-        self.data = Chunk(mx.array(self.labels), mx.array(self.weights), {}, live)
+        extra = _inputs(inputs, terms, len(at))
+        self.data = Chunk(mx.array(self.labels), mx.array(self.weights), {}, live, extra)
 
     def gather(self, states: mx.array) -> mx.array:
         return states.reshape(-1, states.shape[-1])[self.index]
@@ -134,6 +145,20 @@ def _untraced(hidden: mx.array) -> mx.array:
 
 def _live(term: Term, progress: float) -> dict[str, mx.array]:
     return {name: mx.array(value) for name, value in term.module.live(term.options, progress).items()}
+
+
+def _inputs(given: Mapping[str, np.ndarray], terms: tuple[Term, ...], count: int) -> dict[str, mx.array]:
+    """The per-position inputs, complete and of the right length."""
+    for term in terms:
+        for name in getattr(term.module, "INPUTS", ()):
+            if name not in given:
+                raise UserError(
+                    f"the term {term.key!r} needs {name!r} for every position, and it is absent", where="loss"
+                )
+    for name, value in given.items():
+        if len(value) != count:
+            raise UserError(f"{name!r} covers {len(value)} positions, the batch supervises {count}", where="loss")
+    return {name: mx.array(value) for name, value in given.items()}
 
 
 def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[str, Targets]:

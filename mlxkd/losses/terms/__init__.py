@@ -4,7 +4,9 @@ A member defines
 
 - ``NEEDS``: ``"teacher"`` (a distribution to match) or ``"labels"`` (token ids);
 - ``Options``: a frozen dataclass, every field with a default, that refuses values out of range;
-- ``loss(student, target, options, live)``: per-position values [n] and their gradient [n, V] with respect to
-  the tempered student logits; ``target`` is a Distribution or int32 [n];
-- optionally ``live(options, progress)``: scalars that move during training, given the share of it done.
+- ``loss(student, target, options, given)``: per-position values [n] and their gradient [n, V] with respect to
+  the tempered student logits; ``target`` is a Distribution or int32 [n]; ``given`` holds the moving scalars and
+  the per-position inputs by name;
+- optionally ``live(options, progress)``: scalars that move during training, given the share of it done;
+- optionally ``INPUTS``: names of per-position inputs without which it refuses to start.
 """

@@ -17,7 +17,7 @@ class Options:
 
 
 def loss(
-    student: Distribution, labels: mx.array, options: Options, live: dict[str, mx.array]
+    student: Distribution, labels: mx.array, options: Options, given: dict[str, mx.array]
 ) -> tuple[mx.array, mx.array]:
     """Values [n] and gradient [n, V]; dCE/dz = q - onehot(label)."""
     at = labels[:, None]

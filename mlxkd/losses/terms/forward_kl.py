@@ -17,7 +17,7 @@ class Options:
 
 
 def loss(
-    student: Distribution, teacher: Distribution, options: Options, live: dict[str, mx.array]
+    student: Distribution, teacher: Distribution, options: Options, given: dict[str, mx.array]
 ) -> tuple[mx.array, mx.array]:
     """Values [n] and gradient [n, V]; dKL/dz = q - p."""
     return mx.sum(teacher.p * (teacher.log - student.log), axis=-1), student.p - teacher.p

@@ -1,0 +1,23 @@
+"""Skewed forward KL (DistiLLM, 2402.03898): KL(p || a p + (1 - a) q). A little teacher in the mix bounds the ratio."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlxkd.losses.distribution import Distribution, mixture, through_softmax
+from mlxkd.losses.skew import SkewOptions as Options
+from mlxkd.losses.skew import alpha_of
+
+NEEDS = "teacher"
+
+__all__ = ["NEEDS", "Options", "loss"]
+
+
+def loss(
+    student: Distribution, teacher: Distribution, options: Options, given: dict[str, mx.array]
+) -> tuple[mx.array, mx.array]:
+    """Values [n] and gradient [n, V]; with m the mix, d/dq = -(1 - a) p / m."""
+    alpha = alpha_of(options, given)
+    middle = mixture(teacher, student, alpha)
+    values = mx.sum(teacher.p * (teacher.log - middle.log), axis=-1)
+    return values, through_softmax(student, (alpha - 1) * teacher.p / middle.p)
