@@ -197,3 +197,10 @@ def tool_parser(name: str) -> Callable[[str, list[dict[str, Any]] | None], Any]:
 def tool_format(tokenizer: Any) -> str | None:
     """Name of the parser that mlx-lm chose for this tokenizer's calls; None where it knows none."""
     return getattr(tokenizer, "init_kwargs", {}).get("tool_parser_type")
+
+
+def lora_linear_class() -> type[nn.Module]:
+    """mlx-lm's low-rank adapter around a linear layer."""
+    from mlx_lm.tuner.lora import LoRALinear
+
+    return LoRALinear

@@ -1,7 +1,8 @@
 """Layers that train on the grid they ship on, swapped in per instance and never per class.
 
 A swapped layer keeps its parameters under their own names (the float master) and gains a `qat` note that is
-no parameter. Learned ranges are parameters `qat_<target>_<range>` beside the weight.
+no parameter. Ranges and held codes are parameters `qat_<target>_<name>` beside the weight, so that checkpoints
+carry them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkd.compat import switch_linear_class
-from mlxkd.quant.grids import Grid, Ranges
+from mlxkd.compat import lora_linear_class, switch_linear_class
+from mlxkd.quant.activations import fake_activations
+from mlxkd.quant.grids import Codes, Grid, Ranges
+
+RESIDUAL = "residual"  # beside held codes: what the master had beyond them
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,18 @@ class Spec:
         dtype: deployment dtype of scales, palettes and decoded values.
         kernel: run the deployed kernel in the training forward; else the decoded grid and a dense product.
         range_names: ranges held by the layer for this target, learned or frozen.
+        code_names: codes held fixed while only ranges train; empty when codes follow the master.
+        tau: temperature of differentiable palettes; None assigns the nearest entry, straight through.
+        activations: activation grid of the layer's input, or None.
     """
 
     grid: Grid
     dtype: mx.Dtype
     kernel: bool
     range_names: tuple[str, ...] = ()
+    code_names: tuple[str, ...] = ()
+    tau: float | None = None
+    activations: str | None = None
 
 
 @dataclass
@@ -45,14 +55,32 @@ class LayerState:
     active: str | None = None
 
 
-def parameter_name(target: str, range_name: str) -> str:
-    """The parameter that holds a learned range; targets may hold characters that attribute names may not."""
-    return f"qat_{''.join(c if c.isalnum() else '_' for c in target)}_{range_name}"
+def parameter_name(target: str, name: str) -> str:
+    """The parameter that holds a range; targets may hold characters that attribute names may not."""
+    return f"qat_{''.join(c if c.isalnum() else '_' for c in target)}_{name}"
+
+
+def held_name(target: str, name: str) -> str:
+    """The parameter that holds fixed codes."""
+    return parameter_name(target, f"held_{name}")
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
     """ "float32", "float16" or "bfloat16"."""
     return str(dtype).removeprefix("mlx.core.")
+
+
+def master(module: nn.Module) -> mx.array:
+    """The float weight behind a layer; of a low-rank adapter the merged one, as mlx-lm's fuse() orders it."""
+    if "lora_a" not in module:
+        return module.weight
+    weight = module.linear.weight
+    return weight + ((module.scale * module.lora_b.T) @ module.lora_a.T).astype(weight.dtype)
+
+
+def master_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of the float weight behind a layer."""
+    return tuple((module.linear if "lora_a" in module else module).weight.shape)
 
 
 def spec_of(module: nn.Module, target: str | None = None) -> tuple[str, Spec] | None:
@@ -63,28 +91,55 @@ def spec_of(module: nn.Module, target: str | None = None) -> tuple[str, Spec] | 
 
 
 def ranges_of(module: nn.Module, target: str, spec: Spec) -> Ranges:
-    """The learned ranges of a layer for one target; empty when the grid takes them from the weight."""
+    """The ranges a layer holds for one target; empty when the grid takes them from the weight."""
     return {name: module[parameter_name(target, name)] for name in spec.range_names}
+
+
+def held_codes(module: nn.Module, target: str, spec: Spec) -> Codes:
+    """The codes a layer holds fixed for one target; empty when they follow the master."""
+    return {name: module[held_name(target, name)] for name in spec.code_names}
+
+
+def deployed_codes(module: nn.Module, target: str, spec: Spec) -> Codes:
+    """The codes that ship: the held ones under the present ranges, or those of the master."""
+    ranges, held = ranges_of(module, target, spec), held_codes(module, target, spec)
+    if held:
+        return {**held, **spec.grid.stored(ranges, spec.dtype)}
+    return spec.grid.codes_for(master(module), ranges, spec.dtype)
 
 
 def fake_weight(module: nn.Module, target: str | None = None) -> mx.array:
     """The weight as deployed, straight-through differentiable; the plain weight of a float layer.
 
-    Quantise a head once per step with this and let every chunk use the result.
+    Quantise a head once per step with this and let every chunk use the result. A layer with differentiable
+    palettes gives its soft weight while it is in training mode.
     """
     found = spec_of(module, target)
     if found is None:
-        return module.weight
+        return master(module)
     name, spec = found
-    return spec.grid.fake(module.weight, spec.dtype, ranges_of(module, name, spec))
+    ranges = ranges_of(module, name, spec)
+    if spec.code_names:
+        return spec.grid.held(held_codes(module, name, spec), ranges, spec.dtype)
+    if spec.tau is not None and module.training:
+        return spec.grid.soft(master(module), ranges, spec.dtype, spec.tau)[0]
+    return spec.grid.fake(master(module), spec.dtype, ranges)
 
 
 def _linear(module: nn.Module, x: mx.array) -> mx.array:
     found = spec_of(module)
-    if found and found[1].kernel:
-        name, spec = found
-        return spec.grid.fake_linear(x, module.weight, spec.dtype, ranges_of(module, name, spec))
-    return x @ fake_weight(module).T
+    if found is None:
+        return x @ master(module).T
+    name, spec = found
+    if spec.activations:
+        x = fake_activations(x, spec.activations)
+    if not spec.kernel:
+        return x @ fake_weight(module).T
+    if spec.code_names:
+        product = spec.grid.linear(x, deployed_codes(module, name, spec))
+        assert product is not None
+        return product
+    return spec.grid.fake_linear(x, master(module), spec.dtype, ranges_of(module, name, spec))
 
 
 class QATLinear(nn.Linear):
@@ -103,13 +158,14 @@ class QATEmbedding(nn.Embedding):
         if found is None:
             return self["weight"][x]
         name, spec = found
-        ranges = ranges_of(self, name, spec)
-        if not spec.grid.rowwise:
-            return spec.grid.fake(self["weight"], spec.dtype, ranges).astype(spec.grid.lookup_dtype(spec.dtype))[x]
+        dtype = spec.grid.lookup_dtype(spec.dtype)
+        if not spec.grid.rowwise or spec.code_names or spec.tau is not None:
+            return fake_weight(self).astype(dtype)[x]
         # Groups lie within rows: quantising the looked-up rows alone gives the same values.
         flat = x.reshape(-1)
-        rows = spec.grid.fake(self["weight"][flat], spec.dtype, {k: v[flat] for k, v in ranges.items()})
-        return rows.astype(spec.grid.lookup_dtype(spec.dtype)).reshape(*x.shape, -1)
+        ranges = {key: value[flat] for key, value in ranges_of(self, name, spec).items()}
+        rows = spec.grid.fake(self["weight"][flat], spec.dtype, ranges)
+        return rows.astype(dtype).reshape(*x.shape, -1)
 
     def as_linear(self, x: mx.array) -> mx.array:
         return _linear(self, x)
@@ -120,7 +176,9 @@ class _Experts:
 
     def __call__(self: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         found = spec_of(self)
-        if found and found[1].kernel:
+        if found and found[1].activations:
+            x = fake_activations(x, found[1].activations)
+        if found and found[1].kernel and not found[1].code_names:
             name, spec = found
             ranges = ranges_of(self, name, spec)
             function = _kernel_experts(spec.grid, spec.dtype, tuple(ranges), sorted_indices)
@@ -128,6 +186,14 @@ class _Experts:
         else:
             y = _gather(x, fake_weight(self), indices, sorted_indices)
         return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
+
+
+class _Adapter:
+    """mlx-lm's LoRALinear with the merged weight on the grid; adapter dropout has no meaning there and is off."""
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        y = _linear(self, x)
+        return y + self.linear["bias"] if "bias" in self.linear else y
 
 
 def _gather(x: mx.array, w: mx.array, indices: mx.array, sorted_indices: bool) -> mx.array:
@@ -154,8 +220,8 @@ def _kernel_experts(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...], sorted_
         _, (dx,) = mx.vjp(lambda v: grid.gather_linear(v, packed, indices, sorted_indices), [x], [cotangent])
         ranges = dict(zip(names, values, strict=True))
 
-        def dense(master: mx.array, *learned: mx.array) -> mx.array:
-            return _gather(x, grid.fake(master, dtype, dict(zip(names, learned, strict=True))), indices, sorted_indices)
+        def dense(weight: mx.array, *learned: mx.array) -> mx.array:
+            return _gather(x, grid.fake(weight, dtype, dict(zip(names, learned, strict=True))), indices, sorted_indices)
 
         _, (dw, *dranges) = mx.vjp(dense, [w, *ranges.values()], [cotangent])
         return (dx, dw, mx.zeros_like(indices), *dranges)
@@ -163,17 +229,21 @@ def _kernel_experts(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...], sorted_
     return experts
 
 
+@cache
+def _classes() -> dict[type[nn.Module], type[nn.Module]]:
+    # Built on first use: two base classes live in mlx-lm, which is not imported at import time.
+    experts, adapter = switch_linear_class(), lora_linear_class()
+    return {
+        nn.Linear: QATLinear,
+        nn.Embedding: QATEmbedding,
+        experts: type("QATSwitchLinear", (_Experts, experts), {"__doc__": "SwitchLinear on its active grid."}),
+        adapter: type("QATLoRALinear", (_Adapter, adapter), {"__doc__": "LoRALinear, merged, on its active grid."}),
+    }
+
+
 def qat_class(module: nn.Module) -> type[nn.Module] | None:
     """The training class of a layer that can lie on a grid, or None."""
-    if type(module) in (nn.Linear, QATLinear):
-        return QATLinear
-    if type(module) in (nn.Embedding, QATEmbedding):
-        return QATEmbedding
-    experts = _experts_class()
-    return experts if type(module) in (switch_linear_class(), experts) else None
-
-
-@cache
-def _experts_class() -> type[nn.Module]:
-    # Built on first use: the base class lives in mlx-lm, which is not imported at import time.
-    return type("QATSwitchLinear", (_Experts, switch_linear_class()), {"__doc__": "SwitchLinear on its active grid."})
+    classes = _classes()
+    if type(module) in classes.values():
+        return type(module)
+    return classes.get(type(module))

@@ -11,14 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from mlxkd import compat
 from mlxkd.errors import UserError
 from mlxkd.quant.behaviour import backend_behaviour
 from mlxkd.quant.grids import Codes, grid
-from mlxkd.quant.modules import Spec, dtype_name, parameter_name, ranges_of, spec_of
-from mlxkd.quant.plan import attached
+from mlxkd.quant.modules import Spec, deployed_codes, dtype_name, master, spec_of
+from mlxkd.quant.plan import attached, forget
 from mlxkd.runtime import artefact_metadata
 
 METADATA_FILE = "mlxkd.json"
@@ -91,9 +91,10 @@ def pack(model: nn.Module, config: dict[str, Any], *, target: str | None = None)
     layers = attached(twin)
     codes: dict[str, Codes] = {}
     for path, (name, spec) in specs.items():
-        module = layers[path]
-        codes[path] = spec.grid.codes_for(module.weight, ranges_of(module, name, spec), spec.dtype)
+        codes[path] = deployed_codes(layers[path], name, spec)
     for path, module in layers.items():
+        if "lora_a" in module:
+            module = _merge(twin, path, module)
         _ship(module, specs[path][1] if path in specs else None, codes.get(path))
     grids = {path: spec.grid.name for path, (_, spec) in specs.items()}
     _cast(twin, dtype)
@@ -102,13 +103,22 @@ def pack(model: nn.Module, config: dict[str, Any], *, target: str | None = None)
     return Packed(twin, _config(config, grids, dtype), grids, codes, dtype)
 
 
+def _merge(model: nn.Module, path: str, adapter: nn.Module) -> nn.Module:
+    """Put the adapter's own linear layer, with the merged weight, in its place; returns that layer."""
+    linear = adapter.linear
+    linear.weight = master(adapter)
+    for target, spec in adapter.qat.specs.items():
+        forget(adapter, target, spec)
+    linear.qat = replace(adapter.qat, float_class=type(linear), specs={})
+    model.update_modules(tree_unflatten([(path, linear)]))
+    return linear
+
+
 def _ship(module: nn.Module, spec: Spec | None, codes: Codes | None) -> None:
     """Turn a swapped layer of a clone into the plain or packed layer that mlx-lm loads."""
     state = module.qat
     for target, each in state.specs.items():
-        for name in each.range_names:
-            del module[parameter_name(target, name)]
-            module._no_grad.discard(parameter_name(target, name))
+        forget(module, target, each)
     del module.qat
     module.__class__ = state.float_class
     if spec is None or codes is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -11,9 +12,20 @@ import mlx.nn as nn
 
 from mlxkd.compat import quantized_switch_linear_class
 from mlxkd.errors import UserError
+from mlxkd.quant.activations import width_fault
 from mlxkd.quant.grids import FLOAT, Grid, grid
 from mlxkd.quant.grids._mlx import MLXGrid
-from mlxkd.quant.modules import LayerState, Spec, dtype_name, parameter_name, qat_class
+from mlxkd.quant.modules import (
+    RESIDUAL,
+    LayerState,
+    Spec,
+    dtype_name,
+    held_name,
+    master,
+    master_shape,
+    parameter_name,
+    qat_class,
+)
 
 Plan = dict[str, str]
 Rules = Iterable[tuple[str, str]]
@@ -35,8 +47,10 @@ def quantisable(model: nn.Module) -> dict[str, nn.Module]:
             hint="start from its float weights: requantising changes codes",
         )
     found: dict[int, tuple[str, nn.Module]] = {}
-    for path, module in model.named_modules():
-        if qat_class(module) is not None:
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        inside_adapter = "lora_a" in modules.get(path.rpartition(".")[0], {})
+        if qat_class(module) is not None and not inside_adapter:
             found.setdefault(id(module), (path, module))
     return dict(sorted(found.values(), key=lambda item: _natural(item[0])))
 
@@ -67,7 +81,7 @@ def plan_for(model: nn.Module, default: str, rules: Rules = ()) -> Plan:
     for path, module in layers.items():
         ruled = next((names for pattern, names in rules if fnmatchcase(path, pattern)), None)
         names = ruled or _own_wish(model, path, module, default)
-        chosen, reasons = _first_fit(names, tuple(module.weight.shape))
+        chosen, reasons = _first_fit(names, master_shape(module))
         if chosen is None:
             faults.append(f"{path} ({'; '.join(reasons)})")
         else:
@@ -110,6 +124,8 @@ def attach(
     dtype: mx.Dtype | None = None,
     execution: Execution = "auto",
     learned_ranges: bool = False,
+    tau: float | None = None,
+    activations: str | None = None,
 ) -> nn.Module:
     """Put a model's layers on their grids, in place and instance by instance; returns the model.
 
@@ -124,6 +140,9 @@ def attach(
             or whichever is fast here ("auto": kernels on a GPU, dense on a CPU).
         learned_ranges: make scales (palettes) parameters, started where the grid puts them; grids without
             learned ranges take them from the weight as always.
+        tau: differentiable palettes (DKM) at this temperature for palette grids; call `settle` after each update.
+        activations: grid of the inputs of linear layers ("int8-token", "mxfp8", "nvfp4"); simulated in training,
+            recorded in the artefact, left out of packed MLX layers, which have no such kernel.
 
     Raises:
         UserError: a path that is no quantisable layer, a shape that does not fit, or no kernel for the grid.
@@ -135,13 +154,23 @@ def attach(
     for path, name in plan.items():
         if name != FLOAT:
             module, chosen = layers[path], grid(name)
-            fault = chosen.fault(tuple(module.weight.shape))
+            fault = chosen.fault(master_shape(module))
             if fault:
                 raise UserError(f"{name} does not fit {path}: {fault}", hint="choose another grid for it, or float")
-            spec = _spec(chosen, dtype or module.weight.dtype, execution, learned_ranges, path)
+            spec = _spec(chosen, dtype or master(module).dtype, execution, learned_ranges, path)
+            spec = replace(spec, tau=tau if chosen.range_names == ("palette",) else None)
+            if activations and not isinstance(module, nn.Embedding):
+                spec = replace(spec, activations=_checked(activations, path, module))
             _swap(path, module, target, spec, learned_ranges)
     activate(model, target)
     return model
+
+
+def _checked(activations: str, path: str, module: nn.Module) -> str:
+    fault = width_fault(activations, master_shape(module)[-1])
+    if fault:
+        raise UserError(f"activations on {activations} do not fit the input of {path}: {fault}")
+    return activations
 
 
 def _spec(chosen: Grid, dtype: mx.Dtype, execution: Execution, learned: bool, path: str) -> Spec:
@@ -166,7 +195,7 @@ def _swap(path: str, module: nn.Module, target: str, spec: Spec, learned: bool) 
         module.qat = LayerState(path, type(module))
         module.__class__ = swapped
     module.qat.specs[target] = spec
-    started = spec.grid.ranges(module.weight) if spec.range_names else {}
+    started = spec.grid.ranges(master(module)) if spec.range_names else {}
     for name, value in started.items():
         module[parameter_name(target, name)] = value
         if not learned:
@@ -202,8 +231,17 @@ def refresh_ranges(model: nn.Module, target: str = DEFAULT_TARGET) -> None:
     for module in attached(model).values():
         spec = module.qat.specs.get(target)
         if spec and spec.range_names:
-            for name, value in spec.grid.ranges(module.weight).items():
+            for name, value in spec.grid.ranges(master(module)).items():
                 module[parameter_name(target, name)] = value
+
+
+def forget(module: nn.Module, target: str, spec: Spec) -> None:
+    """Drop the ranges and held codes of one target from a layer."""
+    names = [parameter_name(target, name) for name in spec.range_names]
+    names += [held_name(target, name) for name in (*spec.code_names, RESIDUAL) if spec.code_names]
+    for name in names:
+        del module[name]
+        module._no_grad.discard(name)
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -211,9 +249,7 @@ def detach(model: nn.Module) -> nn.Module:
     for module in attached(model).values():
         state: LayerState = module.qat
         for target, spec in state.specs.items():
-            for name in spec.range_names:
-                del module[parameter_name(target, name)]
-                module._no_grad.discard(parameter_name(target, name))
+            forget(module, target, spec)
         module.__class__ = state.float_class
         del module.qat
     return model

@@ -83,6 +83,18 @@ class Grid(ABC):
         """Straight-through gradients of decode(encode_with(w, ranges)) to ``w`` and to every range."""
         raise NotImplementedError
 
+    def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
+        """Ranges in the form and dtype that ship."""
+        return {name: ranges[name].astype(dtype) for name in self.range_names}
+
+    def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
+        """Gradients of decode(codes) to the ranges, codes fixed."""
+        raise NotImplementedError
+
+    def soft(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, tau: float) -> tuple[mx.array, Ranges]:
+        """Differentiable assignment; palettes only."""
+        raise NotImplementedError
+
     def linear(self, x: mx.array, codes: Codes, *, transpose: bool = True) -> mx.array | None:
         """x @ W.T (or x @ W) on the deployed kernel; None where MLX has none for this grid."""
         return None
@@ -109,6 +121,12 @@ class Grid(ABC):
         ranges = ranges or {}
         names = tuple(ranges)
         result: mx.array = _straight_through(self, dtype, names)(w, *(ranges[name] for name in names))
+        return result
+
+    def held(self, codes: Codes, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        """The weight of fixed codes under trained ranges, in ``dtype``; gradients go to the ranges alone."""
+        function = _held(self, dtype, tuple(codes), tuple(ranges))
+        result: mx.array = function(*codes.values(), *ranges.values())
         return result
 
     def fake_linear(self, x: mx.array, w: mx.array, dtype: mx.Dtype, ranges: Ranges | None = None) -> mx.array:
@@ -139,6 +157,22 @@ def _straight_through(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...]) -> Ca
         return _gradients(grid, cotangent, w, dict(zip(names, values, strict=True)), dtype)
 
     return fake
+
+
+@cache
+def _held(grid: Grid, dtype: mx.Dtype, code_names: tuple[str, ...], names: tuple[str, ...]) -> Callable[..., Any]:
+    @mx.custom_function
+    def held(*values: mx.array) -> mx.array:
+        codes = dict(zip(code_names, values, strict=False))
+        return grid.decode({**codes, **grid.stored(dict(zip(names, values[len(codes) :], strict=True)), dtype)}, dtype)
+
+    @held.vjp
+    def held_vjp(primals: Any, cotangent: mx.array, _: Any) -> tuple[mx.array, ...]:
+        codes = dict(zip(code_names, primals, strict=False))
+        gradients = grid.range_pullback(cotangent.astype(mx.float32), codes)
+        return (*(mx.zeros_like(c) for c in codes.values()), *(gradients[name] for name in names))
+
+    return held
 
 
 @cache

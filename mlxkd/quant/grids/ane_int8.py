@@ -39,7 +39,13 @@ class Int8ChannelGrid(Grid):
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         codes = mx.clip(mx.round(self._position(w, ranges)), -TOP, TOP)
-        return {"codes": codes.astype(mx.int8), "scales": ranges["scales"].astype(mx.float16)}
+        return {"codes": codes.astype(mx.int8), **self.stored(ranges, dtype)}
+
+    def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
+        return {"scales": ranges["scales"].astype(mx.float16)}  # Core ML's, whatever the student's dtype
+
+    def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
+        return {"scales": mx.sum(cotangent * codes["codes"], axis=-1)}
 
     def decode(self, codes: Codes, dtype: mx.Dtype) -> mx.array:
         scales = codes["scales"].astype(mx.float32)[..., None]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
+from mlxkd.quant.dkm import soft_palette
 from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges
 from mlxkd.quant.kmeans import distinct_half_values, kmeans
 
@@ -57,12 +58,12 @@ class PaletteGrid(Grid):
     def encode(self, w: mx.array, dtype: mx.Dtype) -> Codes:
         return self.encode_with(w, self.ranges(w), dtype)
 
-    def _stored(self, ranges: Ranges) -> mx.array:
-        # Learned entries may cross; what is stored is ascending.
-        return mx.sort(ranges["palette"].astype(mx.float16), axis=-1)
+    def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
+        return {"palette": ranges["palette"].astype(mx.float16)}  # Core ML's, whatever the student's dtype
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
-        palette = self._stored(ranges)
+        # Learned entries may cross; nearest-entry search needs them ascending.
+        palette = mx.sort(self.stored(ranges, dtype)["palette"], axis=-1)
         return {"indices": nearest(self._groups(w.astype(mx.float32)), palette).reshape(w.shape), "palette": palette}
 
     def decode(self, codes: Codes, dtype: mx.Dtype) -> mx.array:
@@ -75,11 +76,21 @@ class PaletteGrid(Grid):
 
     def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
         """Straight through to the weight; an entry receives the sum over the weights that chose it."""
-        indices = self._groups(self.encode_with(w, ranges, dtype)["indices"])
-        flow = self._groups(cotangent)
-        sums = [mx.sum(mx.where(indices == code, flow, 0.0), axis=-1) for code in range(2**self.bits)]
+        sums = self.range_pullback(cotangent, self.encode_with(w, ranges, dtype))["palette"]
         ranks = mx.argsort(mx.argsort(ranges["palette"].astype(mx.float16), axis=-1), axis=-1)
-        return cotangent, {"palette": mx.take_along_axis(mx.stack(sums, axis=-1), ranks, axis=-1)}
+        return cotangent, {"palette": mx.take_along_axis(sums, ranks, axis=-1)}
+
+    def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
+        indices, flow = self._groups(codes["indices"]), self._groups(cotangent)
+        sums = [mx.sum(mx.where(indices == code, flow, 0.0), axis=-1) for code in range(2**self.bits)]
+        return {"palette": mx.stack(sums, axis=-1)}
+
+    def soft(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, tau: float) -> tuple[mx.array, Ranges]:
+        """Differentiable palettisation: the softly assigned weight, and the palette it moved to."""
+        groups = self._groups(w.astype(mx.float32))
+        palette = ranges["palette"]
+        flat, moved = soft_palette(groups.reshape(-1, groups.shape[-1]), palette.reshape(-1, palette.shape[-1]), tau)
+        return flat.reshape(w.shape).astype(dtype), {"palette": moved.reshape(palette.shape)}
 
     def constexpr(self, codes: Codes) -> Constexpr:
         """indices uint8 [out, in]; lut float16 [groups, 1, 2**bits, 1], Core ML's layout for scalar palettes."""

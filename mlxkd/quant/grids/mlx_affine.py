@@ -39,8 +39,7 @@ class AffineGrid(MLXGrid):
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         """Nearest codes on the grid of the scales and biases as they will be stored."""
         codes = mx.clip(mx.round(self._position(w, ranges, dtype)), 0, 2**self.bits - 1)
-        stored = {name: ranges[name].astype(dtype) for name in self.range_names}
-        return {"weight": pack_codes(codes.reshape(w.shape), self.bits), **stored}
+        return {"weight": pack_codes(codes.reshape(w.shape), self.bits), **self.stored(ranges, dtype)}
 
     def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
         """Learned step size (Esser et al. 1902.08153), extended to a learned bias.
@@ -56,6 +55,11 @@ class AffineGrid(MLXGrid):
         dscale = mx.sum(flow * mx.where(inside, codes - position, codes), axis=-1)
         dbias = mx.sum(mx.where(inside, 0.0, flow), axis=-1)
         return mx.where(inside, flow, 0.0).reshape(w.shape), {"scales": dscale, "biases": dbias}
+
+    def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
+        indices = self.indices(codes)
+        flow = cotangent.reshape(*indices.shape[:-1], -1, self.group)
+        return {"scales": mx.sum(flow * indices.reshape(flow.shape), axis=-1), "biases": mx.sum(flow, axis=-1)}
 
     def constexpr(self, codes: Codes) -> Constexpr:
         """Per-block scales with a float offset, w = scale * (data - offset): right on Core ML's CPU and GPU.
