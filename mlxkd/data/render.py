@@ -134,7 +134,14 @@ def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Exa
     spans.sort(key=lambda span: (span.start, -span.end))
     supervised = ranges if options.turns == "all" else ranges[-1:]
     weights = weighted(_weights(len(tokens), supervised), spans, options.weights)
-    meta = {"kind": record.kind, "turns": ranges, "calls": first_calls, "tools": record.tools}
+    calls_last = bool(first_calls and first_calls[-1])
+    meta = {
+        "kind": record.kind,
+        "turns": ranges,
+        "calls": first_calls,
+        "tools": record.tools,
+        "should_call": bool(record.extra.get("tool_should_be_used", calls_last)),
+    }
     return Example(tokens, weights, tuple(spans), record.source, meta)
 
 
