@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ane.mil import reader
 from ane.mil.constants import ConstantPool
-from ane.mil.executor import Executor
+from ane.mil.executor import Executor, Observer
 from ane.mil.inputs import prepare
 from ane.mil.limits import Limits
 from ane.mil.ops.registry import Mode
@@ -24,7 +24,7 @@ from ane.mil.ops.states import Slot
 from ane.mil.plan import FunctionPlan, compile_function, unsupported
 from ane.mil.program import Feature, FunctionSpec, ModelSpec
 from ane.mil.program import Literal as Constant
-from ane.mil.trace import Trace
+from ane.mil.trace import Profile, Trace
 from ane.mil.types import FLOATS, HELD_AS, StateType, TensorType
 from mlxkd.errors import UserError, unknown
 
@@ -164,15 +164,23 @@ class Function:
         ``keep`` also keeps the values themselves.
         """
         trace = Trace(keep)
-        trace.outputs = self._run(inputs, state, mode, seed, trace)
+        trace.outputs = self._run(inputs, state, mode, seed, trace.observe)
         return trace
 
+    def profile(self, batches: Iterable[Mapping[str, Any]], state: State | None = None) -> dict[str, float]:
+        """Seconds spent in each kind of operation over several predictions, longest first."""
+        profile = Profile()
+        for inputs in batches:
+            profile.start()
+            self._run(inputs, state, "exact", 0, profile.observe)
+        return dict(profile.seconds.most_common())
+
     def _run(
-        self, inputs: Mapping[str, Any], state: State | None, mode: Mode, seed: int, trace: Trace | None
+        self, inputs: Mapping[str, Any], state: State | None, mode: Mode, seed: int, observe: Observer | None
     ) -> dict[str, Any]:
         values: dict[str, Any] = prepare(self.spec, inputs)
         values |= self._slots(state)
-        results = self._executor.run(values, mode=mode, seed=seed, observe=trace.observe if trace else None)
+        results = self._executor.run(values, mode=mode, seed=seed, observe=observe)
         return {
             name: _given(value, declared)
             for name, value, declared in zip(self.spec.block.outputs, results, self.plan.output_types, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,24 @@ class Trace:
     def suspects(self) -> list[Entry]:
         """Entries with NaN, Inf or overflow, first ones first."""
         return [entry for entry in self.entries if entry.suspect]
+
+
+class Profile:
+    """Seconds by operation, each with the executor's own work around it."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.last = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin to count; what happened before belongs to no operation."""
+        self.last = time.perf_counter()
+
+    def observe(self, step: Step, results: tuple[Any, ...]) -> None:
+        """Charge the time since the last operation to this one."""
+        now = time.perf_counter()
+        self.seconds[step.operation.name] += now - self.last
+        self.last = now
 
 
 def _entry(name: str, operation: str, declared: TensorType, value: np.ndarray, keep: bool) -> Entry:
