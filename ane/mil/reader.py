@@ -10,7 +10,7 @@ from ane.mil import features
 from ane.mil.blob import BlobFile
 from ane.mil.limits import Limits
 from ane.mil.program import Binding, Block, FunctionSpec, ModelSpec, Node
-from ane.mil.types import TensorType
+from ane.mil.types import StateType, TensorType, ValueType
 from ane.mil.values import literal, value_type
 from mlxkd.errors import UserError, unknown
 from mlxkd.runtime import quiet_coremltools
@@ -138,16 +138,25 @@ class _Reader:
         return FunctionSpec(
             name,
             OPSETS[message.opset],
-            tuple((v.name, value_type(v.type)) for v in message.inputs),
+            self.declared(message.inputs),
             self.block(message.block_specializations[message.opset]),
             {f.name: features.feature(f) for f in described.input},
             {f.name: features.feature(f) for f in described.output},
             {f.name: features.feature(f) for f in described.state},
         )
 
+    def declared(self, messages: Any) -> tuple[tuple[str, ValueType], ...]:
+        """Names and types, none larger than one tensor may be."""
+        found = tuple((v.name, value_type(v.type)) for v in messages)
+        for name, kind in found:
+            tensor = kind.wrapped if isinstance(kind, StateType) else kind
+            if isinstance(tensor, TensorType) and tensor.size is not None:
+                self.limits.check(tensor.size, f"{name!r} of type {kind}")
+        return found
+
     def block(self, message: Any) -> Block:
         return Block(
-            tuple((v.name, value_type(v.type)) for v in message.inputs),
+            self.declared(message.inputs),
             tuple(message.outputs),
             tuple(self.node(operation) for operation in message.operations),
         )
@@ -158,10 +167,7 @@ class _Reader:
             raise UserError(f"more than {self.limits.nodes} operations")
         name = message.outputs[0].name if message.outputs else message.type
         try:
-            outputs = tuple((v.name, value_type(v.type)) for v in message.outputs)
-            for output, declared in outputs:
-                if isinstance(declared, TensorType) and declared.size is not None:
-                    self.limits.check(declared.size, f"output {output!r} of type {declared}")
+            outputs = self.declared(message.outputs)
             attributes = {key: literal(message.attributes[key], self.blob) for key in sorted(message.attributes)}
             inputs = {
                 key: tuple(self.binding(b) for b in message.inputs[key].arguments) for key in sorted(message.inputs)

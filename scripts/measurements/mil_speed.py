@@ -242,9 +242,7 @@ class _Layers:
         end = mb.concat(values=[last, mb.add(x=self.position, y=np.int32(1)), [np.int32(self.head)]], axis=0)
         new = mb.slice_update(x=self.current[state], update=one, begin=begin, end=end)
         full = self.current[state] = mb.coreml_update_state(state=state, value=new)
-        return mb.slice_by_size(
-            x=full, begin=[0, index * kv, 0, 0], size=[1, kv, self.size["context"], self.head]
-        )
+        return mb.slice_by_size(x=full, begin=[0, index * kv, 0, 0], size=[1, kv, self.size["context"], self.head])
 
     def layer(self, x: Any, layer: Any, index: int) -> Any:
         mb, kv = self.mb, self.size["kv_heads"]
