@@ -91,6 +91,10 @@ class Grid(ABC):
         """Gradients of decode(codes) to the ranges, codes fixed."""
         raise NotImplementedError
 
+    def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        """Share (a scalar) of the weights that lie beyond the ends of their grid."""
+        return mx.array(0.0)
+
     def soft(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, tau: float) -> tuple[mx.array, Ranges]:
         """Differentiable assignment; palettes only."""
         raise NotImplementedError

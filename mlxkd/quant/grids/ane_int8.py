@@ -44,6 +44,9 @@ class Int8ChannelGrid(Grid):
     def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
         return {"scales": ranges["scales"].astype(mx.float16)}  # Core ML's, whatever the student's dtype
 
+    def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        return mx.mean(mx.abs(self._position(w, ranges)) > TOP + 0.5)
+
     def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
         return {"scales": mx.sum(cotangent * codes["codes"], axis=-1)}
 

@@ -80,6 +80,14 @@ class PaletteGrid(Grid):
         ranks = mx.argsort(mx.argsort(ranges["palette"].astype(mx.float16), axis=-1), axis=-1)
         return cotangent, {"palette": mx.take_along_axis(sums, ranks, axis=-1)}
 
+    def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        """Beyond the outermost entries by more than half the step that leads to them."""
+        entries = mx.sort(ranges["palette"].astype(mx.float32), axis=-1)
+        low = entries[..., :1] - (entries[..., 1:2] - entries[..., :1]) / 2
+        high = entries[..., -1:] + (entries[..., -1:] - entries[..., -2:-1]) / 2
+        groups = self._groups(w.astype(mx.float32))
+        return mx.mean((groups < low) | (groups > high))
+
     def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
         indices, flow = self._groups(codes["indices"]), self._groups(cotangent)
         sums = [mx.sum(mx.where(indices == code, flow, 0.0), axis=-1) for code in range(2**self.bits)]

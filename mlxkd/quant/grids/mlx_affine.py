@@ -56,6 +56,10 @@ class AffineGrid(MLXGrid):
         dbias = mx.sum(mx.where(inside, 0.0, flow), axis=-1)
         return mx.where(inside, flow, 0.0).reshape(w.shape), {"scales": dscale, "biases": dbias}
 
+    def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
+        position = self._position(w, ranges, dtype)
+        return mx.mean((position < -0.5) | (position > 2**self.bits - 0.5))
+
     def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
         indices = self.indices(codes)
         flow = cotangent.reshape(*indices.shape[:-1], -1, self.group)
