@@ -27,26 +27,30 @@ class RowCache:
     """
 
     def __init__(self, rows: int, window: int | None = None):
-        self.window = window
+        self.rows, self.window = rows, window
         self.keys: Any = None
         self.values: Any = None
-        self.lengths = np.zeros(rows, dtype=np.int64)
-        self._visible: mx.array | None = None
+        self.set_lengths(np.zeros(rows, dtype=np.int64))
 
     @property
     def offset(self) -> int | mx.array:
         """Position of the next token: one int while all rows agree (the plain kernels), else int32[B]."""
+        return self._offset
+
+    def set_lengths(self, lengths: np.ndarray) -> None:
+        """Declare how many tokens of each row are valid; fewer rows than the buffers hold sit out the forward."""
+        self.lengths = lengths.astype(np.int64)
         first = int(self.lengths[0])
-        return first if (self.lengths == first).all() else mx.array(self.lengths.astype(np.int32))
+        self.even = bool((self.lengths == first).all())
+        self._offset: int | mx.array = first if self.even else mx.array(self.lengths.astype(np.int32))
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What ``n`` new queries may see: None, "causal" or bool[B or 1, 1, n, T]."""
         window = window_size or self.window
         total = int(self.lengths.max()) + n
-        even = bool((self.lengths == self.lengths[0]).all())
-        if even and not return_array and (window is None or total <= window):
+        if self.even and not return_array and (window is None or total <= window):
             return None if n == 1 else "causal"
-        starts = mx.array((self.lengths[:1] if even else self.lengths).astype(np.int32))
+        starts = mx.array((self.lengths[:1] if self.even else self.lengths).astype(np.int32))
         queries = starts[:, None] + mx.arange(n)[None]
         distance = queries[:, None, :, None] - mx.arange(total)[None, None, None]
         mask = distance >= 0
@@ -57,12 +61,8 @@ class RowCache:
         n = keys.shape[2]
         self.keys = self._write(self.keys, self._encode(keys), n)
         self.values = self._write(self.values, self._encode(values), n)
-        self.lengths = self.lengths + n
+        self.set_lengths(self.lengths + n)
         return self._fetch(self.keys), self._fetch(self.values)
-
-    def set_lengths(self, lengths: np.ndarray) -> None:
-        """Declare how many tokens of each row are valid."""
-        self.lengths = lengths.astype(np.int64)
 
     def arrays(self) -> list[mx.array]:
         """The buffers, for evaluation."""
@@ -78,19 +78,20 @@ class RowCache:
 
     def write_row(self, row: int, arrays: dict[str, mx.array], length: int) -> None:
         """Replace one row by what ``read_row`` returned; the arrays are shared, never changed."""
-        self.lengths = self.lengths.copy()
-        self.lengths[row] = length
+        lengths = self.lengths.copy()
+        lengths[row] = length
+        self.set_lengths(lengths)
         if not arrays:
             return
         for name in ("keys", "values"):
             setattr(self, name, self._place(getattr(self, name), _nested(arrays, name), row))
 
     def _place(self, buffer: Any, part: Any, row: int) -> Any:
-        if len(self.lengths) == 1:
+        if self.rows == 1:
             return tree_map(lambda a: a[...], part)  # a new array object over the same memory
         room = -(-int(self.lengths.max() + 1) // GROWTH) * GROWTH
         if buffer is None:
-            buffer = tree_map(lambda a: mx.zeros((len(self.lengths), a.shape[1], room, a.shape[3]), a.dtype), part)
+            buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), part)
         buffer = tree_map(lambda a: _grow(a, room), buffer)
 
         def put(a: mx.array, b: mx.array) -> mx.array:
@@ -106,22 +107,35 @@ class RowCache:
         total = int(self.lengths.max()) + n
         room = -(-total // GROWTH) * GROWTH
         if buffer is None:
-            buffer = tree_map(lambda a: mx.zeros((*a.shape[:2], room, a.shape[3]), a.dtype), new)
+            buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), new)
         buffer = tree_map(lambda a: _grow(a, room) if a.shape[2] < total else a, buffer)
+        return tree_map(self._put_even if self.even else self._put_ragged, buffer, new)
+
+    def _put_even(self, buffer: mx.array, new: mx.array) -> mx.array:
         start = int(self.lengths[0])
-        if (self.lengths == start).all():
+        buffer[: len(self.lengths), :, start : start + new.shape[2]] = new
+        return buffer
 
-            def put(a: mx.array, b: mx.array) -> mx.array:
-                a[..., start : start + n, :] = b
-                return a
-
-            return tree_map(put, buffer, new)
-        where = mx.array((self.lengths[:, None] + np.arange(n)).astype(np.int32))[:, None, :, None]
-        return tree_map(lambda a, b: mx.put_along_axis(a, mx.broadcast_to(where, b.shape), b, axis=2), buffer, new)
+    def _put_ragged(self, buffer: mx.array, new: mx.array) -> mx.array:
+        where = mx.array((self.lengths[:, None] + np.arange(new.shape[2])).astype(np.int32))[:, None, :, None]
+        where, active = mx.broadcast_to(where, new.shape), len(self.lengths)
+        if active == self.rows:
+            return mx.put_along_axis(buffer, where, new, axis=2)
+        buffer[:active] = mx.put_along_axis(buffer[:active], where, new, axis=2)
+        return buffer
 
     def _fetch(self, buffer: Any) -> Any:
-        total = int(self.lengths.max())
-        return tree_map(lambda a: a[:, :, :total], buffer)
+        total, active = int(self.lengths.max()), len(self.lengths)
+        return tree_map(lambda a: a[:active, :, :total], buffer)
+
+    def single(self, row: int) -> RowCache:
+        """A cache of one row that continues this one; ``write_row`` brings it back."""
+        other = self._like(1)
+        other.write_row(0, self.read_row(row), int(self.lengths[row]))
+        return other
+
+    def _like(self, rows: int) -> RowCache:
+        return RowCache(rows, self.window)
 
 
 class QuantizedRowCache(RowCache):
@@ -130,6 +144,9 @@ class QuantizedRowCache(RowCache):
     def __init__(self, rows: int, window: int | None, group_size: int, bits: int):
         super().__init__(rows, window)
         self.group_size, self.bits = group_size, bits
+
+    def _like(self, rows: int) -> RowCache:
+        return QuantizedRowCache(rows, self.window, self.group_size, self.bits)
 
     def _encode(self, x: mx.array) -> Any:
         return mx.quantize(x, group_size=self.group_size, bits=self.bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class MlxSession:
         """See ``Session.extend``; the logits are lazy, so that prompts never pay for an unread head."""
         tokens, valid = check_extend(tokens, counts, self._lengths, self.max_context, self.vocab_size)
         if len(self._lanes) == 1:
-            logits = self._forward(0, tokens, self._lengths, self._lengths + valid)
+            logits = self._extend_together(tokens, valid)
         else:
             logits = self._extend_separately(tokens, valid)
         self._lengths = self._lengths + valid
@@ -135,6 +135,26 @@ class MlxSession:
         logits = self.model(mx.array(tokens), cache=self._lanes[lane])
         self._set_lengths(lane, after)
         return logits
+
+    def _extend_together(self, tokens: np.ndarray, valid: np.ndarray) -> mx.array:
+        busy = np.flatnonzero(valid)
+        after = self._lengths + valid
+        if len(busy) == 1 < self.batch_size and tokens.shape[1] > 1:
+            return self._extend_single(int(busy[0]), tokens, after)
+        active = int(busy[-1]) + 1 if len(busy) else 1
+        logits = self._forward(0, tokens[:active], self._lengths[:active], after)
+        idle = self.batch_size - active
+        return mx.pad(logits, [(0, idle), (0, 0), (0, 0)]) if idle else logits
+
+    def _extend_single(self, row: int, tokens: np.ndarray, after: np.ndarray) -> mx.array:
+        """A prompt into one row, at the cost of one row."""
+        own = [_mapped(cache, lambda leaf: leaf.single(row)) for cache in self._lanes[0]]
+        count = int(after[row] - self._lengths[row])
+        logits = self.model(mx.array(tokens[row : row + 1, :count]), cache=own)
+        for leaf, part in zip(_leaves(self._lanes[0]), _leaves(own), strict=True):
+            leaf.write_row(row, part.read_row(0), int(after[row]))
+        around = [(row, self.batch_size - row - 1), (0, tokens.shape[1] - count), (0, 0)]
+        return mx.pad(logits, around)
 
     def _extend_separately(self, tokens: np.ndarray, valid: np.ndarray) -> mx.array:
         rows = []
@@ -192,6 +212,13 @@ def _leaves(caches: Sequence[Any]) -> Iterator[Any]:
             yield from _leaves(cache.caches)
         else:
             yield cache
+
+
+def _mapped(cache: Any, function: Callable[[Any], Any]) -> Any:
+    """The same nesting of caches with every leaf replaced."""
+    if isinstance(getattr(cache, "caches", None), list | tuple):
+        return type(cache)(*(_mapped(part, function) for part in cache.caches))
+    return function(cache)
 
 
 def _lane_arrays(lane: Sequence[Any]) -> list[mx.array]:
