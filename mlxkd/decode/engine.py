@@ -171,6 +171,8 @@ class Engine:
         while waiting or self.rows:
             while waiting and self.free_rows:
                 self.admit(waiting.pop())
+            if not waiting and self.drafter is None:
+                self._compact()
             yield from self.step()
 
     def cancel(self, row: int) -> None:
@@ -178,6 +180,16 @@ class Engine:
         self.rows.pop(row)
         if self.drafter is not None:
             self.drafter.release(row)
+
+    def _compact(self) -> None:
+        """Move requests to the lowest rows where the session does not pay for rows above the last busy one."""
+        if not getattr(self.session, "idle_tail_is_free", False):
+            return
+        while self.rows and self.free_rows and max(self.rows) > self.free_rows[0]:
+            source, target = max(self.rows), self.free_rows[0]
+            self.session.restore(target, self.session.snapshot(source))
+            self.rows[target] = self.rows.pop(source)
+            self._prompts.move(source, target)
 
     def _drafts(self) -> tuple[dict[int, Draft], dict[int, list[np.ndarray | None]]]:
         drafts = {row: Draft() for row in self.rows}

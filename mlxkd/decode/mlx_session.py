@@ -39,6 +39,8 @@ class MlxSession:
     """
 
     query_sizes: tuple[int, ...] | None = None
+    idle_tail_is_free = True
+    """Rows above the last busy one cost nothing, so it pays to move requests down."""
 
     def __init__(
         self,

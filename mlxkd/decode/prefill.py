@@ -61,6 +61,12 @@ class Prefiller:
             self._unkept.discard(row)
             self._insert(row, rows[row].request.prompt[:-1])
 
+    def move(self, source: int, target: int) -> None:
+        """A request changed its row."""
+        if source in self._unkept:
+            self._unkept.discard(source)
+            self._unkept.add(target)
+
     def finish(self, row: int, active: ActiveRow) -> None:
         """The answer is over: keep it too, for a next turn."""
         self._unkept.discard(row)

@@ -164,10 +164,16 @@ class ActiveRow:
             return [None] * (len(draft) + 1)
         found, consumed = [self.matcher.mask()], 0
         for token in draft:
-            if self.matcher.finished() or not self.matcher.accepts(token):
+            if not self.matcher.accepts(token):
+                break
+            if token in self.stop_tokens:
+                found.append(None)  # nothing after the end is kept
                 break
             self.matcher.consume(token)
             consumed += 1
+            if self.matcher.finished():
+                found.append(None)
+                break
             found.append(self.matcher.mask())
         self.matcher.rollback(consumed)
         return found
