@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlxkd.losses.chunk import Chunk, Plan, chunk_loss
 from mlxkd.losses.forms import Targets
+from mlxkd.quant.modules import QATEmbedding, QATLinear, fake_weight, ranges_of, spec_of
 from mlxkd.students.split import Head
 from mlxkd.trees import leaves
 
@@ -43,22 +44,26 @@ class Products(Protocol):
 
 def products(head: Head, vocabulary: int) -> Products:
     """The products of a head over its first ``vocabulary`` rows: plain matrices where possible."""
-    if type(head.module) in (nn.Linear, nn.Embedding):
+    found = spec_of(head.module)
+    if found and found[1].kernel:
+        return _Kernel(head.module, vocabulary)
+    if type(head.module) in (nn.Linear, nn.Embedding, QATLinear, QATEmbedding):
         return _Matrix(head.module, vocabulary)
     return _Module(head, vocabulary)
 
 
 class _Matrix:
-    """A head that is one matrix and perhaps a bias."""
+    """A head that is one matrix and perhaps a bias; one trained on a grid is decoded once per step."""
 
     def __init__(self, module: nn.Module, vocabulary: int):
         self.module, self.vocabulary = module, vocabulary
         self.trained = "weight" in module.trainable_parameters()
         self.weight, *rest = (p[:vocabulary] for p in self._parameters())
         self.bias = rest[0] if rest else None
+        mx.eval(self.weight)
 
     def _parameters(self) -> list[mx.array]:
-        return [self.module["weight"], *([self.module["bias"]] if "bias" in self.module else [])]
+        return [fake_weight(self.module), *([self.module["bias"]] if "bias" in self.module else [])]
 
     def variables(self) -> list[mx.array]:
         return [p[: self.vocabulary] for p in self._parameters()] if self.trained else []
@@ -69,11 +74,38 @@ class _Matrix:
 
     def back(self, hidden: mx.array, slope: mx.array) -> tuple[mx.array, list[mx.array]]:
         slope = slope.astype(hidden.dtype)
-        down = slope @ self.weight
+        down = self._down(slope)
         if not self.trained:
             return down, []
         bias = [] if self.bias is None else [slope.sum(axis=0)]
         return down, [slope.T @ hidden, *bias]
+
+    def _down(self, slope: mx.array) -> mx.array:
+        return slope @ self.weight
+
+
+class _Kernel(_Matrix):
+    """A head trained on a grid through its deployed kernel; quantised once per step."""
+
+    def __init__(self, module: nn.Module, vocabulary: int):
+        super().__init__(module, vocabulary)
+        target, spec = spec_of(module) or ("", None)
+        assert spec is not None
+        self.grid, self.pad = spec.grid, int(module["weight"].shape[0]) - vocabulary
+        self.codes = spec.grid.codes_for(module["weight"], ranges_of(module, target, spec), spec.dtype)
+        mx.eval(self.codes)
+
+    def project(self, hidden: mx.array) -> mx.array:
+        raw = self._product(hidden, transpose=True)[:, : self.vocabulary]
+        return raw if self.bias is None else raw + self.bias
+
+    def _down(self, slope: mx.array) -> mx.array:
+        return self._product(mx.pad(slope, [(0, 0), (0, self.pad)]), transpose=False)
+
+    def _product(self, x: mx.array, *, transpose: bool) -> mx.array:
+        product = self.grid.linear(x, self.codes, transpose=transpose)
+        assert product is not None
+        return product
 
 
 class _Module:

@@ -1,4 +1,4 @@
-"""Comparisons with a teacher of whom only a few ids per position are known. Ids are distinct within a row."""
+"""Comparisons with a teacher of whom only a few ids per position are known."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Bucket:
     ``tail`` [n, T], log of the mass beyond the ids at each of ``temperatures``. A tail cannot be re-tempered, so
     each training temperature has its own; it fixes the log-sum-exp of that temperature.
 
-    Any divergence serves: it is taken between the two (K + 1)-vectors, and the bucket's gradient is shared
-    among the ids in it in proportion to the student's probabilities.
+    The ids of a row are distinct. Any divergence serves: it is taken between the two (K + 1)-vectors, and the
+    bucket's gradient is shared among the ids in it in proportion to the student's probabilities.
     """
 
     temperatures: tuple[float, ...]
@@ -56,18 +56,23 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Sampled(Bucket):
+class Sampled:
     """Ids drawn from the teacher, weighted so that the gradient is unbiased (RS-KD, 2503.16870); forward KL only.
 
-    Arrays: ``ids`` [n, K]; ``logprobs`` [n, K], log of normalised importance weights at the one temperature of
-    ``temperatures``, LOG_ZERO on filler ids. The value is a cross-entropy against the weights less their entropy.
+    Arrays: ``ids`` [n, K], repetitions allowed; ``logprobs`` [n, K], logarithms of importance weights. The value
+    is sum w (log w - log q) over the draws.
     """
 
+    losses: tuple[str, ...] = ("forward_kl",)
+
     def prepare(self, arrays: dict[str, mx.array], temperature: float) -> Known:
-        weights = softmax(arrays["logprobs"])
-        nothing = mx.zeros((weights.p.shape[0], 1))
-        log = mx.concatenate([mx.maximum(weights.log, LOG_ZERO), nothing + LOG_ZERO], axis=-1)
-        return Known(arrays["ids"].astype(mx.int32), Distribution(log, mx.concatenate([weights.p, nothing], axis=-1)))
+        return Known(arrays["ids"].astype(mx.int32), softmax(arrays["logprobs"]))
+
+    def compare(self, divergence: Divergence, student: Distribution, teacher: Known) -> tuple[mx.array, mx.array]:
+        ids, draws = teacher
+        values = mx.sum(draws.p * (draws.log - mx.take_along_axis(student.log, ids, axis=-1)), axis=-1)
+        rows = mx.arange(ids.shape[0])[:, None]
+        return values, student.p.at[rows, ids].subtract(draws.p)
 
 
 @dataclass(frozen=True)

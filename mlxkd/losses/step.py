@@ -173,6 +173,13 @@ def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[st
         if term.teacher not in given:
             raise UserError(f"the term {term.key!r} needs a teacher, and no targets were given", where="loss")
         said = used[term.teacher] = given[term.teacher]
+        allowed = getattr(said.form, "losses", None)
+        if allowed and term.name not in allowed:
+            raise UserError(
+                f"{term.name} cannot be taken against {type(said.form).__name__.lower()} targets",
+                where="loss",
+                hint=f"these targets serve {', '.join(allowed)} only",
+            )
         if said.count != count:
             raise UserError(
                 f"the teacher speaks about {said.count} positions, the batch supervises {count}",
