@@ -1,0 +1,145 @@
+"""Tools composed anew from words: names, parameters, types and descriptions that differ every time.
+
+A model cannot remember them; it has to read the schema in the prompt. Three circles of novelty:
+combinations used in training, combinations of known words that training never uses, and words that
+training never sees.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from mlxkd.demo import words
+from mlxkd.demo.tools import DemoTool, Param
+from mlxkd.demo.values import JSON_TYPES, Value, spoken
+
+Novelty = Literal["train", "composed", "words"]
+
+# Parameter name -> the kinds it may take and the ways a request says it.
+PARAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "name": (("topic", "person"), ("called {}", "named {}", "with the name {}")),
+    "title": (("topic",), ("titled {}", "with the title {}", "entitled {}")),
+    "owner": (("person",), ("owned by {}", "that belongs to {}", "of {}")),
+    "recipient": (("person",), ("for {}", "to {}", "addressed to {}")),
+    "author": (("person",), ("by {}", "written by {}", "from the author {}")),
+    "city": (("place",), ("in {}", "located in {}", "at {}")),
+    "origin": (("place",), ("from {}", "starting in {}", "leaving {}")),
+    "destination": (("place",), ("to {}", "going to {}", "bound for {}")),
+    "region": (("place",), ("in the region {}", "around {}", "near {}")),
+    "color": (("color",), ("in {}", "colored {}", "with the color {}")),
+    "language": (("language",), ("in {}", "written in {}", "in the language {}")),
+    "material": (("thing",), ("made of {}", "out of {}", "with {} in it")),
+    "topic": (("topic",), ("about {}", "on {}", "concerning {}")),
+    "comment": (("task",), ("with the comment {}", "saying {}", "and write {}")),
+    "reason": (("task",), ("because I must {}", "so that I can {}", "in order to {}")),
+    "day": (("day",), ("on {}", "for {}", "this {}")),
+    "time": (("time",), ("at {}", "around {}", "by {}")),
+    "code": (("code",), ("with code {}", "code {}", "using the code {}")),
+    "number": (("code", "integer"), ("number {}", "with number {}", "with the number {}")),
+    "count": (("small", "integer"), ("{} times", "with a count of {}", "count {}")),
+    "quantity": (("small", "integer"), ("{} pieces", "in a quantity of {}", "{} units of it")),
+    "minutes": (("integer",), ("for {} minutes", "lasting {} minutes", "{} minutes long")),
+    "pages": (("integer",), ("with {} pages", "{} pages long", "of {} pages")),
+    "people": (("small",), ("for {} people", "with {} people", "and we are {} people")),
+    "price": (("decimal", "integer"), ("for {} dollars", "at a price of {}", "costing {}")),
+    "weight": (("decimal",), ("weighing {} kilos", "of {} kilos", "with a weight of {}")),
+    "distance": (("decimal",), ("within {} km", "at a distance of {}", "{} km away")),
+    "speed": (("integer", "decimal"), ("at speed {}", "with a speed of {}", "going {} fast")),
+    "items": (("things",), ("with {}", "containing {}", "including {}")),
+    "guests": (("people",), ("with {}", "inviting {}", "together with {}")),
+    "tags": (("things",), ("tagged {}", "with the tags {}", "under the tags {}")),
+    "urgent": (("truth",), ("urgently", "as urgent", "with urgency")),
+    "private": (("truth",), ("privately", "as private", "in private mode")),
+    "express": (("truth",), ("by express", "with express service", "express")),
+    "silent": (("truth",), ("silently", "without a sound", "in silent mode")),
+    "size": (("small|medium|large",), ("in size {}", "of {} size", "size {}")),
+    "priority": (("low|normal|high",), ("with {} priority", "priority {}", "at {} priority")),
+    "format": (("short|long|full",), ("in {} format", "as {} format", "in the {} form")),
+    "quality": (("basic|good|best",), ("in {} quality", "of {} quality", "with {} quality")),
+    "frequency": (("daily|weekly|monthly",), ("{}", "repeating {}", "on a {} basis")),
+    "direction": (("north|south|east|west",), ("to the {}", "heading {}", "facing {}")),
+    "level": (("beginner|expert|master",), ("at {} level", "for a {}", "of {} level")),
+    "category": (("sports|music|news|art",), ("in the category {}", "from {}", "about {}")),
+    "status": (("open|closed|pending",), ("that is {}", "with status {}", "marked {}")),
+}
+# Ways to name a parameter outright: the last one is held out.
+GENERIC = ("with {p} {v}", "{p} {v}", "with the {p} {v}", "and set {p} to {v}", "where {p} is {v}", "using {v} as {p}")
+GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}")
+OPENERS = ("{} ", "please {} ", "can you {} ", "I want to {} ", "could you {} ", "I need to {} ", "help me {} ", "I would like to {} ")
+DETERMINERS = ("the", "a", "my", "this", "that")
+DESCRIPTIONS = ("{V} a {n}", "{V} the {n}", "{V} {n}", "{V} one {n}")
+SALT = "composed"
+
+
+@dataclass(frozen=True)
+class ComposedTool(DemoTool):
+    """A tool made from a verb, a noun and parameters, which can phrase requests for itself."""
+
+    verb: str = ""
+    noun: str = ""
+
+    def request(self, rng: random.Random, *, unseen: bool) -> tuple[str, dict[str, Value]]:
+        phrasings = words.VERBS.get(self.verb, (self.verb,))
+        action = phrasings[-1] if unseen and rng.random() < 0.3 else rng.choice(phrasings[:2])
+        opener = OPENERS[-1] if unseen and rng.random() < 0.5 else rng.choice(OPENERS[:-1])
+        said: list[str] = []
+        values: dict[str, Value] = {}
+        for param in self.params:
+            if not param.required and rng.random() < 0.5:
+                continue
+            value = param.sample(rng, unseen)
+            while any(v == value and isinstance(v, str) for v in values.values()):
+                value = param.sample(rng, unseen)
+            said.append(_phrase(param, value, rng, unseen))
+            values[param.name] = value
+        rng.shuffle(said)
+        return f"{opener.format(action)}{rng.choice(DETERMINERS)} {self.noun} {' '.join(said)}".strip(), values
+
+
+def _phrase(param: Param, value: Value, rng: random.Random, unseen: bool) -> str:
+    name = param.name.replace("_", " ")
+    own = PARAMS.get(param.name, ((), ()))[1]
+    if isinstance(value, bool):
+        generic: tuple[str, ...] = GENERIC_FLAGS if value else ("with {p} off", "and turn {p} off", "{p} no", "not {p}")
+        own = own if value else ()
+    else:
+        generic = GENERIC
+    patterns = generic if not own or rng.random() < 0.3 else own
+    pattern = patterns[-1] if unseen and rng.random() < 0.5 else rng.choice(patterns[:-1] or patterns)
+    return pattern.replace("{p}", name).replace("{v}", spoken(value)).replace("{}", spoken(value))
+
+
+def _split(listed: list[str], novelty: Novelty, share: float) -> list[str]:
+    return words.pool(listed, salt=SALT, unseen=novelty == "words", share=share)
+
+
+def compose(rng: random.Random, novelty: Novelty = "train") -> ComposedTool:
+    """Make a tool.
+
+    Args:
+        rng: source of randomness.
+        novelty: "train" and "composed" use the same words in disjoint verb-noun pairs; "words" takes
+            verbs, nouns and parameter names that training never sees.
+    """
+    verbs, nouns = _split(list(words.VERBS), novelty, 0.12), _split(words.NOUNS, novelty, 0.12)
+    while True:
+        verb, noun = rng.choice(verbs), rng.choice(nouns)
+        if novelty == "words" or words.held_out(f"{verb}_{noun}", salt=SALT, share=0.1) == (novelty == "composed"):
+            break
+    known = _split(list(PARAMS), novelty if novelty == "words" else "train", 0.15)
+    names = rng.sample(known, rng.choice((1, 1, 2, 2, 2, 3, 3, 4)))
+    params = {p.name: p for p in (_param(name, rng, novelty) for name in names)}
+    description = rng.choice(DESCRIPTIONS).format(V=verb.capitalize(), n=noun)
+    return ComposedTool(f"{verb}_{noun}", description, tuple(params.values()), verb=verb, noun=noun)
+
+
+def _param(name: str, rng: random.Random, novelty: Novelty) -> Param:
+    required = rng.random() < 0.7
+    if rng.random() < 0.2:
+        # The name is any noun and the kind any kind: only the schema tells.
+        noun = rng.choice(_split(words.NOUNS, novelty, 0.12))
+        return Param(noun, rng.choice(list(JSON_TYPES)), required)
+    kind = rng.choice(PARAMS[name][0])
+    return Param(name, tuple(kind.split("|")) if "|" in kind else kind, required)

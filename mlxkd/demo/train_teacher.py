@@ -1,0 +1,194 @@
+"""Train the embedded teacher from scratch on an endless stream of demo conversations.
+
+    python -m mlxkd.demo.train_teacher --minutes 90
+
+A one-time cost: the result ships in ``assets/teacher``. The run is resumable (run the command again) and
+deterministic per step on one machine. Matrices are trained with Muon (https://kellerjordan.github.io/posts/muon/),
+embeddings and norms with AdamW; assistant turns carry the loss, all other tokens a tenth of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlxkd import compat
+from mlxkd.demo.tokenizer import VOCABULARY, train_tokenizer
+from mlxkd.demo.world import conversations
+from mlxkd.files import atomic_file
+
+ASSETS = Path(__file__).with_name("assets")
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "eos_token_id": None,
+    "torch_dtype": "float16",
+}
+# (rows, width) of a batch: about 4,096 positions each; a longer conversation is skipped.
+SHAPES = ((40, 96), (32, 128), (25, 160), (20, 208), (12, 336))
+CONTEXT_WEIGHT = 0.1
+LOG_EVERY = 20
+SAVE_EVERY = 200
+
+logger = logging.getLogger(__name__)
+
+
+def token_weights(tokens: np.ndarray, assistant: int, end: int) -> np.ndarray:
+    """Loss weight of predicting each token: 1 inside assistant turns (end mark included), else a tenth."""
+    weights = np.full(len(tokens), CONTEXT_WEIGHT, np.float32)
+    inside = False
+    for i, token in enumerate(tokens):
+        if inside:
+            weights[i] = 1.0
+        inside = token == assistant or (inside and token != end)
+    return weights
+
+
+def batches(tokenizer: Any, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
+    """Endless (tokens int32 [B, S+1], weights float32 [B, S+1]) batches in the shapes of ``SHAPES``."""
+    assistant, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|assistant|>", "<|end|>"))
+    waiting: dict[tuple[int, int], list[np.ndarray]] = {shape: [] for shape in SHAPES}
+    for record in conversations("train", seed, 10**9):
+        text = tokenizer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False)
+        tokens = np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)
+        shape = next((s for s in SHAPES if len(tokens) <= s[1] + 1), None)
+        if shape is None:
+            continue
+        rows = waiting[shape]
+        rows.append(tokens)
+        if len(rows) == shape[0]:
+            ids = np.zeros((shape[0], shape[1] + 1), np.int32)
+            weights = np.zeros((shape[0], shape[1] + 1), np.float32)
+            for i, row in enumerate(rows):
+                ids[i, : len(row)] = row
+                weights[i, : len(row)] = token_weights(row, assistant, end)
+            rows.clear()
+            yield mx.array(ids), mx.array(weights)
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, flat, then linear to zero over the last 40 %."""
+    return peak * min((step + 1) / 100, 1.0, max(total - step, 0) / (0.4 * total))
+
+
+def make_optimizer() -> optim.MultiOptimizer:
+    """Muon for the matrices inside layers, AdamW for embeddings and norms."""
+    muon = optim.Muon(learning_rate=0.02, momentum=0.95, weight_decay=0.01)
+    adam = optim.AdamW(learning_rate=3e-3, betas=[0.9, 0.95], weight_decay=0.0)
+    return optim.MultiOptimizer([muon, adam], [lambda path, weight: weight.ndim == 2 and "embed" not in path])
+
+
+def make_step(model: nn.Module, optimizer: optim.MultiOptimizer) -> Any:
+    """A compiled update: (tokens, weights) -> mean weighted loss of assistant tokens."""
+
+    def loss(tokens: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+        logits = model(tokens[:, :-1]).astype(mx.float32)
+        nll = nn.losses.cross_entropy(logits, tokens[:, 1:])
+        w = weights[:, 1:]
+        answer = w == 1.0
+        return (nll * w).sum() / w.sum(), (nll * answer).sum() / answer.sum()
+
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(tokens: mx.array, weights: mx.array) -> mx.array:
+        (_, answer), gradients = nn.value_and_grad(model, loss)(tokens, weights)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        return answer
+
+    return step
+
+
+def save_state(path: Path, step: int, model: nn.Module, optimizer: optim.MultiOptimizer) -> None:
+    """Everything needed to go on, in one file, atomically."""
+    flat = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
+    flat |= {f"optimizer.{k}": v for k, v in tree_flatten(optimizer.state)}
+    with atomic_file(path) as temporary:
+        mx.save_safetensors(str(temporary), flat, metadata={"step": str(step)})
+
+
+def load_state(path: Path, model: nn.Module, optimizer: optim.MultiOptimizer) -> int:
+    """Restore a saved state; returns the next step."""
+    flat, metadata = mx.load(str(path), return_metadata=True)
+    parts = {
+        name: tree_unflatten([(k.removeprefix(f"{name}."), v) for k, v in flat.items() if k.startswith(f"{name}.")])
+        for name in ("model", "optimizer")
+    }
+    model.update(parts["model"])
+    optimizer.init(model.trainable_parameters())
+    optimizer.state = parts["optimizer"]
+    return int(metadata["step"])
+
+
+def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write the fp16 model folder that ships."""
+    half = compat.build_model(config)
+    half.update(tree_map(lambda x: x.astype(mx.float16), model.parameters()))
+    compat.save_model_folder(folder, half, config, tokenizer_from=folder)
+
+
+@click.command(help=__doc__)
+@click.option("--steps", default=3600, show_default=True, help="Updates of about 4,096 positions.")
+@click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
+@click.option("--state", type=click.Path(path_type=Path), default=Path("runs/teacher.safetensors"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
+def main(steps: int, peak: float, state: Path, out: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not (out / "tokenizer.json").exists():
+        train_tokenizer(out)
+    tokenizer = compat.load_tokenizer(out, {})
+    config = CONFIG | {"eos_token_id": tokenizer.eos_token_id}
+    mx.random.seed(0)
+    model = compat.build_model(config)
+    optimizer = make_optimizer()
+    first = load_state(state, model, optimizer) if state.exists() else 0
+    update = make_step(model, optimizer)
+    total, since = 0.0, time.perf_counter()
+    # A resumed run sees other conversations, not the same ones again.
+    for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, seed=first + 1), strict=False):
+        scale = peak * learning_rate(step, steps, 1.0)
+        for part, base in zip(optimizer.optimizers, (0.02, 3e-3), strict=True):
+            part.learning_rate = base * scale
+        loss = update(tokens, weights)
+        mx.eval(model.state, optimizer.state)
+        total += loss.item()
+        if (step + 1) % LOG_EVERY == 0:
+            seconds = time.perf_counter() - since
+            logger.info("step %d loss %.4f %.2f s/step", step + 1, total / LOG_EVERY, seconds / LOG_EVERY)
+            if not math.isfinite(total):
+                raise click.ClickException("the loss is not finite; try a smaller --peak")
+            total, since = 0.0, time.perf_counter()
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            save_state(state, step + 1, model, optimizer)
+            save_teacher(model, config, out)
+
+
+if __name__ == "__main__":
+    main()

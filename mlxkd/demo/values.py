@@ -1,0 +1,130 @@
+"""Values that requests mention and calls must copy, by kind, with an unseen part for held-out sets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from mlxkd.demo import words
+
+Value = str | int | float | bool | list[str]
+
+
+def invented(rng: random.Random) -> str:
+    """A word that exists nowhere, so that it can only be copied."""
+    return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(2, 3)))
+
+
+def _pick(rng: random.Random, listed: list[str], salt: str, unseen: bool) -> str:
+    if rng.random() < 0.15:
+        return invented(rng).capitalize()
+    return rng.choice(words.pool(listed, salt=salt, unseen=unseen))
+
+
+def person(rng: random.Random, unseen: bool) -> str:
+    return _pick(rng, words.NAMES, "name", unseen)
+
+
+def place(rng: random.Random, unseen: bool) -> str:
+    return _pick(rng, words.PLACES, "place", unseen)
+
+
+def thing(rng: random.Random, unseen: bool) -> str:
+    return invented(rng) if rng.random() < 0.1 else rng.choice(words.pool(words.THINGS, salt="thing", unseen=unseen))
+
+
+def topic(rng: random.Random, unseen: bool) -> str:
+    """A title of one to three words."""
+    listed = words.pool(words.TOPIC_WORDS, salt="topic", unseen=unseen)
+    parts = [invented(rng) if rng.random() < 0.1 else rng.choice(listed) for _ in range(rng.randint(1, 3))]
+    return " ".join(dict.fromkeys(parts))
+
+
+def task(rng: random.Random, unseen: bool) -> str:
+    """Something to do, such as "call Ana" or "water the plants"."""
+    verb = rng.choice(words.TASK_VERBS)
+    if rng.random() < 0.4:
+        return f"{verb} {person(rng, unseen)}"
+    return f"{verb} {rng.choice(words.pool(words.TASK_OBJECTS, salt='object', unseen=unseen))}"
+
+
+def day(rng: random.Random, unseen: bool) -> str:
+    return rng.choice(words.DAYS)
+
+
+def time(rng: random.Random, unseen: bool) -> str:
+    hour = rng.randint(1, 23)
+    form = rng.random()
+    if form < 0.35:
+        return str(rng.randint(1, 12))
+    if form < 0.75:
+        return f"{hour}:{rng.randint(0, 59):02d}"
+    return rng.choice([f"{rng.randint(1, 12)} pm", f"{rng.randint(1, 12)} am", "noon", "midnight"])
+
+
+def code(rng: random.Random, unseen: bool) -> str:
+    """An identifier such as "K482" or "7-193"."""
+    number = rng.randint(10, 9999)
+    return rng.choice([f"{rng.choice('ABCDEFGHJKLMNPRSTUVWXYZ')}{number}", f"{rng.randint(1, 9)}-{number}", str(number)])
+
+
+def small_integer(rng: random.Random, unseen: bool) -> int:
+    return rng.randint(1, 12)
+
+
+def integer(rng: random.Random, unseen: bool) -> int:
+    return rng.randint(2, 10 ** rng.randint(1, 4))
+
+
+def decimal(rng: random.Random, unseen: bool) -> float:
+    """A number with one or two decimals, never a whole one, as it is written in the request."""
+    return float(f"{rng.randint(0, 10 ** rng.randint(1, 3))}.{rng.choice(['5', '25', '75', '1', '2', '3', '4', '6', '9'])}")
+
+
+def things(rng: random.Random, unseen: bool) -> list[str]:
+    return list(dict.fromkeys(thing(rng, unseen) for _ in range(rng.randint(2, 4))))
+
+
+def people(rng: random.Random, unseen: bool) -> list[str]:
+    return list(dict.fromkeys(person(rng, unseen) for _ in range(rng.randint(2, 3))))
+
+
+def truth(rng: random.Random, unseen: bool) -> bool:
+    return rng.random() < 0.6
+
+
+GENERATORS: dict[str, Callable[[random.Random, bool], Value]] = {
+    "person": person,
+    "place": place,
+    "thing": thing,
+    "topic": topic,
+    "task": task,
+    "day": day,
+    "time": time,
+    "code": code,
+    "small": small_integer,
+    "integer": integer,
+    "decimal": decimal,
+    "things": things,
+    "people": people,
+    "truth": truth,
+    "color": lambda rng, unseen: rng.choice(words.COLORS),
+    "language": lambda rng, unseen: rng.choice(words.LANGUAGES),
+}
+
+JSON_TYPES = {
+    **{kind: "string" for kind in ("person", "place", "thing", "topic", "task", "day", "time", "code", "color", "language")},
+    "small": "integer",
+    "integer": "integer",
+    "decimal": "number",
+    "things": "array",
+    "people": "array",
+    "truth": "boolean",
+}
+
+
+def spoken(value: Value) -> str:
+    """The value as a request says it: lists with commas and a final "and"."""
+    if isinstance(value, list):
+        return value[0] if len(value) == 1 else f"{', '.join(value[:-1])} and {value[-1]}"
+    return str(value)
