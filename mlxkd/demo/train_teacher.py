@@ -50,8 +50,8 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": None,
     "torch_dtype": "float16",
 }
-# (rows, width) of a batch: about 4,096 positions each; a longer conversation is skipped.
-SHAPES = ((40, 96), (32, 128), (25, 160), (20, 208), (12, 336))
+# (rows, width) of a batch: about 2,500 positions each; a longer conversation is skipped.
+SHAPES = ((26, 96), (20, 128), (16, 160), (12, 208), (8, 336))
 CONTEXT_WEIGHT = 0.1
 LOG_EVERY = 20
 SAVE_EVERY = 200
@@ -155,7 +155,7 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 @click.command(help=__doc__)
-@click.option("--steps", default=3600, show_default=True, help="Updates of about 4,096 positions.")
+@click.option("--steps", default=3600, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
 @click.option("--state", type=click.Path(path_type=Path), default=Path("runs/teacher.safetensors"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
