@@ -44,6 +44,18 @@ def preload_blas() -> str | None:
     return _loaded_blas
 
 
+def keep_heap() -> None:
+    """Tell glibc to keep freed memory for the next array instead of returning it page by page.
+
+    MLX's CPU backend has no cache of its own: a small training step otherwise takes tens of thousands of page
+    faults. Elsewhere than on Linux with glibc this does nothing.
+    """
+    libc_mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    if libc_mallopt is not None:
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            libc_mallopt(parameter, value)
+
+
 def blas_in_use() -> str:
     """The BLAS behind MLX's CPU matrix product, in words."""
     if platform.system() == "Darwin":

@@ -28,6 +28,7 @@ from mlxkd import compat
 from mlxkd.demo.tokenizer import VOCABULARY, train_tokenizer
 from mlxkd.demo.world import conversations
 from mlxkd.files import atomic_file
+from mlxkd.runtime import keep_heap
 
 ASSETS = Path(__file__).with_name("assets")
 CONFIG: dict[str, Any] = {
@@ -155,12 +156,13 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 @click.command(help=__doc__)
-@click.option("--steps", default=3600, show_default=True, help="Updates of about 2,500 positions.")
+@click.option("--steps", default=4000, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
 @click.option("--state", type=click.Path(path_type=Path), default=Path("runs/teacher.safetensors"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
 def main(steps: int, peak: float, state: Path, out: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_heap()
     if not (out / "tokenizer.json").exists():
         train_tokenizer(out)
     tokenizer = compat.load_tokenizer(out, {})

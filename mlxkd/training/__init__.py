@@ -1,0 +1,1 @@
+"""The loop, its state on disk, its schedule, and what watches it."""

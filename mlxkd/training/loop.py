@@ -1,0 +1,179 @@
+"""The training loop: batches in, updates out. It reads no files but its own checkpoints and draws no bars."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_map
+
+from mlxkd import quant
+from mlxkd.data.batching import Batches
+from mlxkd.errors import UserError
+from mlxkd.losses.step import loss_and_gradients
+from mlxkd.losses.term import Term
+from mlxkd.recipe import Recipe
+from mlxkd.students.split import Split
+from mlxkd.teachers.local import LocalTeacher
+from mlxkd.training import state
+from mlxkd.training.callbacks import Callback, Values
+from mlxkd.training.schedule import adamw, cosine, set_rate
+
+
+class Interrupted(Exception):
+    """The person stopped the run; the checkpoint at ``folder`` continues it."""
+
+    def __init__(self, folder: Path, step: int):
+        self.folder, self.step = folder, step
+        super().__init__(f"stopped after step {step}")
+
+
+@dataclass
+class Trainer:
+    """One run of updates.
+
+    Args:
+        recipe: steps, rates, quantisation.
+        student: trained in place; fp32 masters.
+        batches: where step ``n`` finds its batches.
+        terms: the loss.
+        teacher: asked for targets when a term needs them; None for plain cross-entropy.
+        plan: layer path -> grid of the quantised phase.
+        folder: for the checkpoints "last" and "best".
+        data: hash of the training examples.
+        validate: called with the student; returns figures, "loss" among them.
+    """
+
+    recipe: Recipe
+    student: nn.Module
+    batches: Batches
+    terms: Sequence[Term]
+    teacher: LocalTeacher | None
+    plan: dict[str, str]
+    folder: Path
+    data: str
+    validate: Callable[[nn.Module], Values]
+    callbacks: Sequence[Callback] = ()
+    position: state.Position = field(init=False)
+    optimizer: optim.MultiOptimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.split = Split(self.student)
+        self.optimizer = adamw(self.recipe.optimizer)
+        self.optimizer.init(self.student.trainable_parameters())
+        self.rate = cosine(self.recipe.optimizer, self.recipe.training.steps)
+        self.position = state.Position(0, self.recipe.identity(), self.data)
+
+    @property
+    def quantised_from(self) -> int:
+        """The first step that trains on the grid."""
+        steps = self.recipe.training.steps
+        return steps - round(self.recipe.quantisation.fraction * steps)
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint; the loss curve goes on as if nothing had happened."""
+        found = state.peek(self.folder / "last")
+        state.check_same(found, self.recipe.identity(), self.data, self.folder / "last")
+        if found.step > self.quantised_from:
+            self._quantise()
+        self.position = state.restore(self.folder / "last", self.student, self.optimizer)
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: Ctrl-C; the state is saved.
+            UserError: the loss is not finite.
+        """
+        training = self.recipe.training
+        try:
+            for step in range(self.position.step, training.steps):
+                if step == self.quantised_from and self.plan:
+                    self._quantise()
+                values = self._update(step)
+                for callback in self.callbacks:
+                    callback.on_step(step + 1, values)
+                last = step + 1 == training.steps
+                if last or (step + 1) % training.evaluate_every == 0:
+                    self._validate(step + 1)
+                if last or (step + 1) % training.save_every == 0:
+                    self._save("last")
+        except KeyboardInterrupt:
+            self._save("last")
+            raise Interrupted(self.folder / "last", self.position.step) from None
+
+    def restore_best(self) -> None:
+        """Put the weights of the lowest validation loss into the student."""
+        state.restore(self.folder / "best", self.student)
+
+    def _quantise(self) -> None:
+        if self.plan and not quant.attached(self.student):
+            quant.attach(self.student, self.plan)
+
+    def _update(self, step: int) -> Values:
+        started = time.perf_counter()
+        gradients, sums, weight = self._accumulate(step)
+        gradients = tree_map(lambda g: g / weight, gradients)
+        gradients, norm = optim.clip_grad_norm(gradients, self.recipe.optimizer.clip)
+        rate = self.rate(step)
+        set_rate(self.optimizer, rate)
+        self.optimizer.update(self.student, gradients)
+        mx.eval(self.student.parameters(), self.optimizer.state, norm)
+        total = sum(term.weight * sums[term.name] for term in self.terms) / weight
+        if not math.isfinite(total) or not math.isfinite(norm.item()):
+            raise UserError(
+                f"the loss is {total} at step {step + 1}",
+                where=self.recipe.name,
+                hint="lower optimizer.learning_rate; the last checkpoint is intact",
+            )
+        self.position = replace(self.position, step=step + 1, tokens=self.position.tokens + weight)
+        return {
+            "loss": total,
+            **{f"loss/{name}": value / weight for name, value in sums.items()},
+            "rate": rate,
+            "norm": norm.item(),
+            "quantised": bool(quant.attached(self.student)),
+            "tokens": self.position.tokens,
+            "tokens_per_s": self._places(step) / (time.perf_counter() - started),
+            "peak_bytes": mx.get_peak_memory(),
+        }
+
+    def _places(self, step: int) -> int:
+        k = self.recipe.training.accumulate
+        return sum(math.prod(self.batches.batch(i).shape) for i in range(step * k, (step + 1) * k))
+
+    def _accumulate(self, step: int) -> tuple[Any, dict[str, float], float]:
+        """Sums over all batches of a step: dividing once at the end makes k batches equal to one big one."""
+        k = self.recipe.training.accumulate
+        gradients: Any = None
+        sums: dict[str, float] = {}
+        weight = 0.0
+        for number in range(step * k, (step + 1) * k):
+            batch = self.batches.batch(number)
+            targets = self.teacher.targets(batch) if self.teacher else None
+            found = loss_and_gradients(self.student, self.split, batch, targets, self.terms)
+            gradients = found.gradients if gradients is None else tree_map(mx.add, gradients, found.gradients)
+            mx.eval(gradients)
+            sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.sums.items()}
+            weight += found.weight
+        return gradients, sums, weight
+
+    def _validate(self, step: int) -> None:
+        values = self.validate(self.student)
+        for callback in self.callbacks:
+            callback.on_validation(step, values)
+        # A float student's loss says nothing about the quantised one: only the phase that ships competes.
+        if step > self.quantised_from or not self.plan:
+            if self.position.best is None or values["loss"] < self.position.best:
+                self.position = replace(self.position, best=values["loss"])
+                self._save("best")
+
+    def _save(self, name: str) -> None:
+        state.save(self.folder / name, self.position, self.student, self.optimizer)
