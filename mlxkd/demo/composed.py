@@ -67,7 +67,16 @@ PARAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # Ways to name a parameter outright: the last one is held out.
 GENERIC = ("with {p} {v}", "{p} {v}", "with the {p} {v}", "and set {p} to {v}", "where {p} is {v}", "using {v} as {p}")
 GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}")
-OPENERS = ("{} ", "please {} ", "can you {} ", "I want to {} ", "could you {} ", "I need to {} ", "help me {} ", "I would like to {} ")
+OPENERS = (
+    "{} ",
+    "please {} ",
+    "can you {} ",
+    "I want to {} ",
+    "could you {} ",
+    "I need to {} ",
+    "help me {} ",
+    "I would like to {} ",
+)
 DETERMINERS = ("the", "a", "my", "this", "that")
 DESCRIPTIONS = ("{V} a {n}", "{V} the {n}", "{V} {n}", "{V} one {n}")
 SALT = "composed"

@@ -65,7 +65,9 @@ def time(rng: random.Random, unseen: bool) -> str:
 def code(rng: random.Random, unseen: bool) -> str:
     """An identifier such as "K482" or "7-193"."""
     number = rng.randint(10, 9999)
-    return rng.choice([f"{rng.choice('ABCDEFGHJKLMNPRSTUVWXYZ')}{number}", f"{rng.randint(1, 9)}-{number}", str(number)])
+    return rng.choice(
+        [f"{rng.choice('ABCDEFGHJKLMNPRSTUVWXYZ')}{number}", f"{rng.randint(1, 9)}-{number}", str(number)]
+    )
 
 
 def small_integer(rng: random.Random, unseen: bool) -> int:
@@ -78,7 +80,9 @@ def integer(rng: random.Random, unseen: bool) -> int:
 
 def decimal(rng: random.Random, unseen: bool) -> float:
     """A number with one or two decimals, never a whole one, as it is written in the request."""
-    return float(f"{rng.randint(0, 10 ** rng.randint(1, 3))}.{rng.choice(['5', '25', '75', '1', '2', '3', '4', '6', '9'])}")
+    return float(
+        f"{rng.randint(0, 10 ** rng.randint(1, 3))}.{rng.choice(['5', '25', '75', '1', '2', '3', '4', '6', '9'])}"
+    )
 
 
 def things(rng: random.Random, unseen: bool) -> list[str]:
@@ -112,8 +116,9 @@ GENERATORS: dict[str, Callable[[random.Random, bool], Value]] = {
     "language": lambda rng, unseen: rng.choice(words.LANGUAGES),
 }
 
+STRINGS = ("person", "place", "thing", "topic", "task", "day", "time", "code", "color", "language")
 JSON_TYPES = {
-    **{kind: "string" for kind in ("person", "place", "thing", "topic", "task", "day", "time", "code", "color", "language")},
+    **dict.fromkeys(STRINGS, "string"),
     "small": "integer",
     "integer": "integer",
     "decimal": "number",

@@ -29,7 +29,9 @@ book cancel renew move open close lock charge update review finish send""".split
 
 TASK_OBJECTS = """the rent|the plants|the car|the cat|the dog|the kitchen|the garage|the report|the invoice|the tickets|the
 window|the bike|the fence|the passport|the contract|the garden|the oven|the roof|the parcel|the keys|the laptop|the
-phone|the boxes|the essay|the slides|the budget|the form|the letter|the lights|the printer""".replace("\n", " ").split("|")
+phone|the boxes|the essay|the slides|the budget|the form|the letter|the lights|the printer""".replace("\n", " ").split(
+    "|"
+)
 
 TOPIC_WORDS = """spring summer winter autumn budget travel family music history garden science school health sports weekly
 monthly annual secret final draft blue green golden silver quiet happy rainy early late local global modern ancient
@@ -39,7 +41,9 @@ wedding holiday meeting concert workshop lecture festival journey story guide no
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow tonight".split()
 COLORS = "red blue green yellow black white orange purple pink brown gray teal".split()
-LANGUAGES = "French German Spanish Italian Dutch Polish Greek Arabic Hindi Korean Japanese Turkish Swedish Danish".split()
+LANGUAGES = (
+    "French German Spanish Italian Dutch Polish Greek Arabic Hindi Korean Japanese Turkish Swedish Danish".split()
+)
 
 # Tool names are verb_noun; a request may name the action by any of the phrases.
 VERBS = {

@@ -170,10 +170,10 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation(step, values)
         # A float student's loss says nothing about the quantised one: only the phase that ships competes.
-        if step > self.quantised_from or not self.plan:
-            if self.position.best is None or values["loss"] < self.position.best:
-                self.position = replace(self.position, best=values["loss"])
-                self._save("best")
+        counts = step > self.quantised_from or not self.plan
+        if counts and (self.position.best is None or values["loss"] < self.position.best):
+            self.position = replace(self.position, best=values["loss"])
+            self._save("best")
 
     def _save(self, name: str) -> None:
         state.save(self.folder / name, self.position, self.student, self.optimizer)

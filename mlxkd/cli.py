@@ -1,0 +1,134 @@
+"""The ``mlxkd`` command: thin wrappers around plain functions."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxkd.errors import UserError
+
+# Commands that live in other rooms: name -> (module, attribute). Imported only when asked for.
+ROOMS: dict[str, tuple[str, str]] = {
+    "generate": ("mlxkd.decode.command", "make_command()"),
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is used, prints UserErrors plainly and exits with 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ROOMS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in ROOMS:
+            module, attribute = ROOMS[cmd_name]
+            found: Any = getattr(importlib.import_module(module), attribute.removesuffix("()"))
+            return found() if attribute.endswith("()") else found
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlxkd")
+def main() -> None:
+    """Distil and quantise small tool-calling language models.
+
+    \b
+    mlxkd train                                  the demo, from start to finish
+    mlxkd generate runs/demo/student "wake me up at 7"
+    mlxkd doctor                                 is this machine ready?
+    """
+
+
+def with_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+@main.command(epilog="Example: mlxkd train --set training.steps=100 --out runs")
+@click.option("--recipe", default="demo", show_default=True, help="A shipped recipe's name, or a YAML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+@click.option("--teacher", help="Teacher: folder or Hugging Face repository (sets teacher.model).")
+@click.option("--data", help="Training data: file or folder (sets data.train).")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--name", help="Name of the run folder (sets name).")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint.")
+@click.option("--print-recipe", is_flag=True, help="Print the resolved recipe and stop.")
+@with_json
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    teacher: str | None,
+    data: str | None,
+    out: Path,
+    name: str | None,
+    resume: bool,
+    print_recipe: bool,
+    as_json: bool,
+) -> None:
+    """Distil a student; without arguments, the embedded demo."""
+    from mlxkd.recipe import load_recipe
+
+    flags = [f"{k}={json.dumps(v)}" for k, v in (("teacher.model", teacher), ("data.train", data), ("name", name)) if v]
+    if data:
+        flags.append("data.demo=null")
+    resolved = load_recipe(recipe, (*flags, *overrides))
+    if print_recipe:
+        click.echo(resolved.to_yaml(), nl=False)
+        return
+    from rich.console import Console
+
+    from mlxkd import runtime
+    from mlxkd.training import summary
+    from mlxkd.training.loop import Interrupted
+    from mlxkd.training.run import to_json
+    from mlxkd.training.run import train as run
+
+    runtime.keep_heap()
+    runtime.set_device(resolved.device)
+    try:
+        result = run(resolved, out, resume=resume, console=Console(stderr=True))
+    except Interrupted as stop:
+        click.echo(f"\nstopped after step {stop.step}; continue with: {_command_line()} --resume", err=True)
+        sys.exit(130)
+    summary.write_report(result)
+    if as_json:
+        click.echo(json.dumps(to_json(result), indent=2))
+        return
+    Console().print(summary.terminal_table(result))
+    for line in summary.closing_lines(result):
+        click.echo(line)
+
+
+def _command_line() -> str:
+    return " ".join(["mlxkd", *[a for a in sys.argv[1:] if a != "--resume"]])
+
+
+@main.command()
+@with_json
+def doctor(as_json: bool) -> None:
+    """Say whether this machine can train, and what would mend it; exits 1 when it cannot."""
+    from mlxkd.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([f.to_json() for f in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.status:8} {finding.id:13} {finding.observed}")
+            if finding.fix:
+                click.echo(f"{'':22} hint: {finding.fix}")
+    if any(f.status == "error" for f in findings):
+        sys.exit(1)

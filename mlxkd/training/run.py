@@ -1,0 +1,284 @@
+"""A whole run: train the student and its twin without a teacher, judge both, leave a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from rich.console import Console
+from rich.progress import Progress
+
+from mlxkd import quant
+from mlxkd.errors import UserError
+from mlxkd.evaluation.agreement import agreement
+from mlxkd.evaluation.answers import Answer, answer_all
+from mlxkd.evaluation.toolcalls.scoring import aggregate
+from mlxkd.files import atomic_file, file_hash, write_json
+from mlxkd.losses.term import Term
+from mlxkd.metric import Metric
+from mlxkd.recipe import Loss, Recipe
+from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory
+from mlxkd.students.checkpointing import checkpoint_layers
+from mlxkd.teachers.local import LocalTeacher
+from mlxkd.training import state
+from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
+from mlxkd.training.loop import Trainer
+from mlxkd.training.setup import Setup, prepare
+
+STUDENT, BASELINE = "student", "baseline"
+CROSS_ENTROPY = (Loss(name="cross_entropy"),)
+
+
+@dataclass
+class Contender:
+    """One column of the final table.
+
+    Args:
+        title: for people.
+        parameters: weights, counted before packing.
+        bytes: size of the weights as they lie in memory.
+        metrics: figures by name; tool-call figures are prefixed with their set.
+        answers: what it wrote, by set.
+    """
+
+    title: str
+    parameters: int
+    bytes: int
+    metrics: dict[str, Metric]
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+
+
+@dataclass
+class RunResult:
+    """What a run found."""
+
+    recipe: Recipe
+    folder: Path
+    contenders: dict[str, Contender]
+    seconds: float
+    peak_bytes: int
+    data_lines: list[str]
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunResult:
+    """Run a recipe.
+
+    Args:
+        recipe: what to do.
+        out: parent of the run folder.
+        resume: continue from the last checkpoints.
+        console: for bars and remarks (stderr).
+
+    Returns:
+        The final table, also written to the run folder with the packed student.
+
+    Raises:
+        Interrupted: stopped by the person; checkpoints are saved.
+        UserError: anything a person can mend, before or during the run.
+    """
+    started = time.perf_counter()
+    mx.reset_peak_memory()
+    folder = out / recipe.name
+    setup = prepare(recipe)
+    _open_folder(folder, recipe, resume)
+    for line in setup.batches.report.lines():
+        console.print(line, style="dim", highlight=False)
+    fresh = quant.clone(setup.student)
+    _train_one(setup, setup.student, STUDENT, _terms(recipe.loss), folder, resume, console)
+    twin = None
+    if recipe.evaluation.baseline:
+        twin = fresh
+        _train_one(setup, twin, BASELINE, _terms(CROSS_ENTROPY), folder, resume, console)
+    contenders = _judge(setup, twin, console)
+    ship(setup, folder / "student")
+    seconds = time.perf_counter() - started
+    peak = max(mx.get_peak_memory(), peak_process_memory())
+    return RunResult(recipe, folder, contenders, seconds, peak, setup.batches.report.lines())
+
+
+def _terms(losses: Sequence[Loss]) -> list[Term]:
+    return [Term(loss.name, loss.weight, loss.temperature, loss.options) for loss in losses if loss.weight > 0]
+
+
+def _open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    if not resume:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    with atomic_file(folder / "recipe.yaml") as temporary:
+        temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+
+
+def _train_one(
+    setup: Setup, student: nn.Module, name: str, terms: list[Term], folder: Path, resume: bool, console: Console
+) -> None:
+    """Train one student in place; ends with the weights of its best validation."""
+    recipe = setup.recipe
+    if recipe.training.checkpoint_layers:
+        checkpoint_layers(student)
+    needs_teacher = any(term.needs_targets for term in terms)
+    trainer = Trainer(
+        recipe=recipe,
+        student=student,
+        batches=setup.batches,
+        terms=terms,
+        teacher=LocalTeacher(setup.teacher) if needs_teacher else None,
+        plan=setup.plan,
+        folder=folder / "checkpoints" / name,
+        data=setup.data,
+        validate=lambda model: _validate(setup, model),
+    )
+    if resume and (trainer.folder / "last" / state.FACTS).exists():
+        trainer.resume()
+    first = trainer.position.step
+    with ProgressBar(name, recipe.training.steps, first, console) as bar:
+        trainer.callbacks = (MetricsFile(folder / "metrics.jsonl", name, first), bar)
+        trainer.run()
+    trainer.restore_best()
+
+
+def _validate(setup: Setup, model: nn.Module) -> Values:
+    """Validation figures on the kernels that ship: packed as soon as the model lies on its grid."""
+    judged = quant.pack(model, setup.config).model if quant.attached(model) else model
+    batches = setup.valid[: setup.recipe.training.evaluate_batches]
+    found = agreement(judged, setup.teacher, batches, device_name())
+    values = {name: metric.value for name, metric in found.items()}
+    return {"loss": values["nll"], "kl": values["kl"], "top1": values["top1"]}
+
+
+def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, Contender]:
+    """Judge teacher, float student, packed student and packed twin on the same held-out inputs."""
+    student = setup.student
+    models: dict[str, tuple[str, nn.Module]] = {"teacher": ("teacher", setup.teacher)}
+    with _float(student):
+        models["float"] = ("student, float", quant.clone(student))
+    grid = setup.recipe.quantisation.grid
+    models["student"] = (f"student, {grid}", _packed(student, setup.config))
+    if twin is not None:
+        models["baseline"] = (f"without teacher, {grid}", _packed(twin, setup.config))
+    answers = sum(len(cases) for cases in setup.cases.values())
+    steps = len(models) * (answers + 1)
+    with Progress(console=console) as progress:
+        task = progress.add_task("judging", total=steps)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        return {key: _contender(setup, title, model, tick) for key, (title, model) in models.items()}
+
+
+@contextlib.contextmanager
+def _float(student: nn.Module) -> Iterator[None]:
+    """The float masters themselves, off their grid, inside the block."""
+    on_grid = bool(quant.attached(student))
+    if on_grid:
+        quant.activate(student, None)
+    try:
+        yield
+    finally:
+        if on_grid:
+            quant.activate(student, quant.DEFAULT_TARGET)
+
+
+def _packed(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+    return quant.pack(model, config).model if quant.attached(model) else model
+
+
+def _contender(setup: Setup, title: str, model: nn.Module, tick: Any) -> Contender:
+    device = device_name()
+    metrics = agreement(model, setup.teacher, setup.valid, device)
+    tick()
+    answers: dict[str, list[Answer]] = {}
+    options = setup.recipe.evaluation
+    for name, cases in setup.cases.items():
+        answers[name] = answer_all(
+            model, setup.tokenizer, cases, max_tokens=options.max_tokens, rows=options.rows, on_answer=tick
+        )
+        scores = aggregate([a.score for a in answers[name]], device)
+        metrics |= {f"{name}/{key}": metric for key, metric in scores.items()}
+    if answers:
+        everything = aggregate([a.score for part in answers.values() for a in part], device)
+        metrics |= {f"all/{key}": metric for key, metric in everything.items()}
+    weights = tree_flatten(model.parameters())
+    return Contender(title, _count(model), sum(w.nbytes for _, w in weights), metrics, answers)
+
+
+def _count(model: nn.Module) -> int:
+    """Weights of a model; packed ones count as the weights they stand for."""
+    total = 0
+    for path, value in tree_flatten(model.parameters()):
+        module = dict(model.named_modules()).get(path.rpartition(".")[0])
+        bits = getattr(module, "bits", None)
+        if bits and path.endswith(".weight"):
+            total += value.size * 32 // bits
+        elif not (bits and path.endswith((".scales", ".biases"))):
+            total += value.size
+    return total
+
+
+def ship(setup: Setup, folder: Path) -> None:
+    """Write the packed student, codes made once, with everything that tells where it came from."""
+    recipe = setup.recipe
+    metadata = {
+        "recipe": recipe.identity(),
+        "seed": recipe.seed,
+        "data": setup.data,
+        "teacher": {"model": recipe.teacher.model, "tokenizer": file_hash(_tokenizer_file(setup.tokenizer_folder))},
+    }
+    packed = quant.pack(setup.student, setup.config)
+    quant.save_student(folder, packed, setup.tokenizer_folder, metadata)
+    if setup.default_tools:
+        write_json(folder / "tools.json", setup.default_tools)
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError("no tokenizer.json or tokenizer.model", where=str(folder))
+
+
+def gap_closed(result: RunResult) -> Metric:
+    """Share of the distance from the twin to the teacher that the student covers, in exact calls."""
+    exact = {key: c.metrics.get("all/exact") for key, c in result.contenders.items()}
+    values = [m.value for key in ("teacher", "baseline", "student") if (m := exact.get(key)) and m.value is not None]
+    if len(values) < 3:
+        return Metric(None, "share", "measured", device_name(), note="needs tool calls and a baseline")
+    teacher, baseline, student = values
+    if math.isclose(teacher, baseline) or teacher < baseline:
+        return Metric(None, "share", "measured", device_name(), note="the baseline already equals the teacher")
+    cases = exact["student"]
+    return Metric(
+        (student - baseline) / (teacher - baseline), "share", "measured", device_name(), cases.n if cases else 0
+    )
+
+
+def to_json(result: RunResult) -> dict[str, Any]:
+    """The content of report.json."""
+    contenders = {
+        key: {
+            "title": c.title,
+            "parameters": c.parameters,
+            "bytes": c.bytes,
+            "metrics": {name: metric.to_json() for name, metric in c.metrics.items()},
+        }
+        for key, c in result.contenders.items()
+    }
+    return {
+        "name": result.recipe.name,
+        "recipe": result.recipe.model_dump(mode="json"),
+        "made_by": artefact_metadata(),
+        "contenders": contenders,
+        "gap_closed": gap_closed(result).to_json(),
+        "minutes": Metric(result.seconds / 60, "minutes", "measured", device_name()).to_json(),
+        "peak_gb": Metric(result.peak_bytes / 1e9, "GB", "measured", device_name()).to_json(),
+        "data": result.data_lines,
+    }

@@ -1,0 +1,221 @@
+"""From a recipe to everything a run needs: teacher, student, batches, held-out cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlxkd import compat, quant
+from mlxkd.data.batching import Batch, Batches
+from mlxkd.data.example import Example
+from mlxkd.data.records import Record, load_records
+from mlxkd.data.render import RenderOptions, render_all
+from mlxkd.demo import DEMO_TEACHER, world
+from mlxkd.errors import UserError
+from mlxkd.evaluation.answers import cut_to_answers
+from mlxkd.recipe import Recipe
+from mlxkd.students import prune
+from mlxkd.training.state import data_hash
+
+HELD_OUT: tuple[world.Set, ...] = ("known", "composed")
+
+
+@dataclass
+class Setup:
+    """What a recipe stands for.
+
+    Args:
+        recipe: the recipe.
+        teacher: frozen, in the dtype that is fast here.
+        student: fp32 masters, where training starts.
+        config: the student's config.json.
+        tokenizer: mlx-lm's wrapper, the teacher's.
+        tokenizer_folder: whose tokenizer files ship with the student.
+        batches: training batches.
+        valid: validation batches, in a fixed order.
+        cases: held-out requests by set; empty when tool calls are not evaluated.
+        plan: layer path -> grid.
+        data: hash of the training examples.
+        default_tools: schemas that a demo student is given when a person names none.
+    """
+
+    recipe: Recipe
+    teacher: nn.Module
+    student: nn.Module
+    config: dict[str, Any]
+    tokenizer: Any
+    tokenizer_folder: Path
+    batches: Batches
+    valid: list[Batch]
+    cases: dict[str, list[dict[str, Any]]]
+    plan: dict[str, str]
+    data: str
+    default_tools: list[dict[str, Any]]
+
+
+def prepare(recipe: Recipe) -> Setup:
+    """Load and check everything before the first update.
+
+    Raises:
+        UserError: anything missing or mismatched, with what to do about it.
+    """
+    mx.random.seed(recipe.seed)
+    name = DEMO_TEACHER if recipe.teacher.model == "demo" else recipe.teacher.model
+    folder = compat.resolve_model(name)
+    teacher, teacher_config = compat.load_model(folder, lazy=True)
+    tokenizer = compat.load_tokenizer(folder, teacher_config)
+    teacher = to_fast_dtype(teacher)
+    teacher.freeze()
+    records, valid_records, cases = _records(recipe)
+    options = RenderOptions(turns=recipe.data.turns)
+    train, valid = (render_all(part, tokenizer, options) for part in (records, valid_records))
+    student, config = _student(recipe, teacher, teacher_config, tokenizer, train)
+    batches = _batches(recipe, train, recipe.seed)
+    plan = quant.plan_for(student, recipe.quantisation.grid, recipe.quantisation.rules)
+    return Setup(
+        recipe,
+        teacher,
+        student,
+        config,
+        tokenizer,
+        folder,
+        batches,
+        _validation(recipe, valid),
+        cases,
+        plan,
+        data_hash(batches.examples),
+        world.default_tools() if recipe.data.demo else [],
+    )
+
+
+def to_fast_dtype(model: nn.Module) -> nn.Module:
+    """Float weights in fp32 on a CPU, whose half-precision products are far slower; unchanged on a GPU."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        half = (mx.float16, mx.bfloat16)
+        model.update(tree_map(lambda p: p.astype(mx.float32) if p.dtype in half else p, model.parameters()))
+    return model
+
+
+def _records(recipe: Recipe) -> tuple[list[Record], list[Record], dict[str, list[dict[str, Any]]]]:
+    """Training records, validation records, and held-out conversations to answer."""
+    data = recipe.data
+    if data.demo:
+        train = list(world.conversations("train", recipe.seed + 1000, data.demo.train))
+        share = data.demo.valid // len(HELD_OUT)
+        valid = [r for split in HELD_OUT for r in world.conversations(split, recipe.seed + 2000, share)]
+        count = recipe.evaluation.tool_calls
+        cases = {split: _demo_cases(split, recipe.seed + 3000, count) for split in HELD_OUT} if count else {}
+        return _as_records(train, "demo/train"), _as_records(valid, "demo/valid"), cases
+    assert data.train is not None
+    records = load_records(data.train, data.limit)
+    if data.valid:
+        held = load_records(data.valid, split="valid")
+    elif len(records) == 1 and records[0].kind == "text":
+        records, held = _split_text(records[0], data.valid_share)
+    else:
+        count = max(1, round(data.valid_share * len(records)))
+        records, held = records[:-count], records[-count:]
+    if not records:
+        raise UserError("nothing is left to train on", where=data.train, hint="give more data or data.valid")
+    limit = recipe.evaluation.tool_calls
+    answers = [{"messages": r.messages, "tools": r.tools} for r in held if r.kind == "messages" and r.tools]
+    return (
+        records,
+        held,
+        {"valid": [c for a in answers for c in cut_to_answers(a)][:limit]} if answers and limit else {},
+    )
+
+
+def _split_text(record: Record, share: float) -> tuple[list[Record], list[Record]]:
+    """One long document: its last part, from a paragraph border on, is for validation."""
+    cut = record.text.find("\n\n", int(len(record.text) * (1 - share)))
+    cut = cut if cut > 0 else int(len(record.text) * (1 - share))
+    parts = record.text[:cut], record.text[cut:].lstrip("\n")
+    return tuple([Record("text", text=part, source=record.source)] for part in parts)  # type: ignore[return-value]
+
+
+def _demo_cases(split: world.Set, seed: int, count: int) -> list[dict[str, Any]]:
+    """``count`` requests whose expected answer is each conversation's first assistant turn."""
+    return [cut_to_answers(record)[0] for record in world.conversations(split, seed, count)]
+
+
+def _as_records(raw: Iterable[dict[str, Any]], source: str) -> list[Record]:
+    return [
+        Record("messages", messages=tuple(r["messages"]), tools=tuple(r["tools"]), source=f"{source}:{i}")
+        for i, r in enumerate(raw, 1)
+    ]
+
+
+def _batches(recipe: Recipe, examples: Sequence[Example], seed: int) -> Batches:
+    data = recipe.data
+    return Batches(examples, data.shapes, seed, mix=data.mix, too_long=data.too_long)
+
+
+def _validation(recipe: Recipe, examples: Sequence[Example]) -> list[Batch]:
+    data = recipe.data
+    batches = Batches(examples, data.shapes, seed=0, too_long=data.too_long)
+    return [batches.batch(i) for i in range(min(len(batches), recipe.evaluation.batches))]
+
+
+def _student(
+    recipe: Recipe, teacher: nn.Module, teacher_config: dict[str, Any], tokenizer: Any, examples: Sequence[Example]
+) -> tuple[nn.Module, dict[str, Any]]:
+    wanted = recipe.student
+    if wanted.start == "prune":
+        model, config = prune.depth(teacher, teacher_config, wanted.layers)
+        if wanted.mlp_width:
+            probe = _batches(recipe, examples[:64], 0).batch(0)
+            model, config = prune.mlp_width(model, config, wanted.mlp_width, probe.inputs)
+    elif wanted.start == "config":
+        config = _read_config(Path(str(wanted.model)))
+        model = compat.build_model(config)
+    else:
+        folder = compat.resolve_model(str(wanted.model))
+        model, config = compat.load_model(folder)
+        _check_tokenizer(tokenizer, compat.load_tokenizer(folder, config), str(folder))
+    _check_vocabulary(config, teacher_config, len(tokenizer.get_vocab()))
+    if "quantization" in config:
+        raise UserError(
+            "the student is already quantised; its float weights are gone",
+            where=str(wanted.model),
+            hint="start from the unquantised model",
+        )
+    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
+    model.train()
+    mx.eval(model.parameters())
+    return model, config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"this config cannot be read: {error}", where=str(path)) from error
+
+
+def _check_tokenizer(teacher: Any, student: Any, where: str) -> None:
+    if teacher.get_vocab() != student.get_vocab():
+        raise UserError(
+            "the student's tokenizer is not the teacher's: the same token id means different text",
+            where=where,
+            hint="choose a student of the teacher's family",
+        )
+
+
+def _check_vocabulary(student: dict[str, Any], teacher: dict[str, Any], tokens: int) -> None:
+    """Padded vocabularies may differ in size, but every token needs a row."""
+    size = student.get("vocab_size")
+    if size is None or size < tokens:
+        raise UserError(
+            f"the student's vocabulary of {size} is smaller than the tokenizer's {tokens}",
+            where="student",
+            hint=f"set vocab_size to {teacher.get('vocab_size')}",
+        )
