@@ -3,12 +3,15 @@
     python -m mlxkd.demo.train_teacher --minutes 90
 
 A one-time cost: the result ships in ``assets/teacher``. The run is resumable (run the command again) and
-deterministic per step on one machine. Matrices are trained with Muon (https://kellerjordan.github.io/posts/muon/),
+deterministic per step on one machine. Early on, every other batch is a recall drill (look up a key, copy its
+value): copying from a context appears within a few hundred steps that way, and only then can a model learn to
+read tools it has never seen. Matrices are trained with Muon (https://kellerjordan.github.io/posts/muon/),
 embeddings and norms with AdamW; assistant turns carry the loss, all other tokens a tenth of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -61,8 +64,8 @@ logger = logging.getLogger(__name__)
 
 
 def token_weights(tokens: np.ndarray, assistant: int, end: int) -> np.ndarray:
-    """Loss weight of predicting each token: 1 inside assistant turns (end mark included), else a tenth."""
-    weights = np.full(len(tokens), CONTEXT_WEIGHT, np.float32)
+    """Loss weight of predicting each token: 1 in assistant turns (end mark included), 0 on padding, else a tenth."""
+    weights = np.where(tokens == 0, 0.0, CONTEXT_WEIGHT).astype(np.float32)
     inside = False
     for i, token in enumerate(tokens):
         if inside:
@@ -71,9 +74,45 @@ def token_weights(tokens: np.ndarray, assistant: int, end: int) -> np.ndarray:
     return weights
 
 
-def batches(tokenizer: Any, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
-    """Endless (tokens int32 [B, S+1], weights float32 [B, S+1]) batches in the shapes of ``SHAPES``."""
+def drill(rng: np.random.Generator, tokenizer: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Rows of random ``key:value,`` lists that the assistant repeats in another order; int32 [B, S+1]."""
+    user, assistant, end, colon, comma = (
+        tokenizer.convert_tokens_to_ids(mark) for mark in ("<|user|>", "<|assistant|>", "<|end|>", ":", ",")
+    )
+    first_word = 2 * 128 + 10  # behind marks and byte pieces
+
+    def words(longest: int) -> list[int]:
+        return [int(t) for t in rng.integers(first_word, VOCABULARY, rng.integers(1, longest + 1))]
+
+    rows = np.empty((shape[0], shape[1] + 1), np.int32)
+    for row in rows:
+        tokens: list[int] = []
+        while len(tokens) < len(row):
+            pairs = [[*words(2), colon, *words(5), comma] for _ in range(rng.integers(1, 7))]
+            again = [pairs[i] for i in rng.permutation(len(pairs))]
+            chain = itertools.chain
+            tokens += [user, *chain(*pairs), end, assistant, *chain(*again), end]
+        row[:] = tokens[: len(row)]
+    return rows
+
+
+def drill_share(step: int) -> float:
+    """Share of the batches that are drills: half at first, a tenth from step 800 on."""
+    return max(0.1, 0.5 * (1 - step / 1000))
+
+
+def batches(tokenizer: Any, first: int) -> Iterator[tuple[mx.array, mx.array]]:
+    """Endless (tokens int32 [B, S+1], weights float32 [B, S+1]) batches from step ``first`` on."""
     assistant, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|assistant|>", "<|end|>"))
+    rng = np.random.default_rng(first)
+    talk = conversation_batches(tokenizer, seed=first + 1)
+    for step in itertools.count(first):
+        ids = drill(rng, tokenizer, SHAPES[0]) if rng.random() < drill_share(step) else next(talk)
+        yield mx.array(ids), mx.array(np.stack([token_weights(row, assistant, end) for row in ids]))
+
+
+def conversation_batches(tokenizer: Any, seed: int) -> Iterator[np.ndarray]:
+    """Endless int32 [B, S+1] batches of conversations in the shapes of ``SHAPES``, padded with token 0."""
     waiting: dict[tuple[int, int], list[np.ndarray]] = {shape: [] for shape in SHAPES}
     for record in conversations("train", seed, 10**9):
         text = tokenizer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False)
@@ -81,16 +120,10 @@ def batches(tokenizer: Any, seed: int) -> Iterator[tuple[mx.array, mx.array]]:
         shape = next((s for s in SHAPES if len(tokens) <= s[1] + 1), None)
         if shape is None:
             continue
-        rows = waiting[shape]
-        rows.append(tokens)
-        if len(rows) == shape[0]:
-            ids = np.zeros((shape[0], shape[1] + 1), np.int32)
-            weights = np.zeros((shape[0], shape[1] + 1), np.float32)
-            for i, row in enumerate(rows):
-                ids[i, : len(row)] = row
-                weights[i, : len(row)] = token_weights(row, assistant, end)
-            rows.clear()
-            yield mx.array(ids), mx.array(weights)
+        waiting[shape].append(np.pad(tokens, (0, shape[1] + 1 - len(tokens))))
+        if len(waiting[shape]) == shape[0]:
+            yield np.stack(waiting[shape])
+            waiting[shape].clear()
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -156,7 +189,7 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 @click.command(help=__doc__)
-@click.option("--steps", default=4000, show_default=True, help="Updates of about 2,500 positions.")
+@click.option("--steps", default=3000, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
 @click.option("--state", type=click.Path(path_type=Path), default=Path("runs/teacher.safetensors"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
@@ -174,7 +207,7 @@ def main(steps: int, peak: float, state: Path, out: Path) -> None:
     update = make_step(model, optimizer)
     total, since = 0.0, time.perf_counter()
     # A resumed run sees other conversations, not the same ones again.
-    for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, seed=first + 1), strict=False):
+    for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, first), strict=False):
         scale = peak * learning_rate(step, steps, 1.0)
         for part, base in zip(optimizer.optimizers, (0.02, 3e-3), strict=True):
             part.learning_rate = base * scale
