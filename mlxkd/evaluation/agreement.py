@@ -18,13 +18,13 @@ CHUNK = 512
 
 def log_probabilities(split: Split, hidden: mx.array) -> mx.array:
     """Log-probabilities [N, V] float32 of hidden states [N, D]."""
-    logits = split.head(hidden).astype(mx.float32)
+    logits = split.head(hidden)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def supervised_hidden(split: Split, batch: Batch) -> mx.array:
     """Hidden states [N, D] at the positions whose label carries loss."""
-    hidden = split.backbone(mx.array(batch.inputs))
+    hidden = split.hidden(mx.array(batch.inputs))
     return hidden.reshape(-1, hidden.shape[-1])[mx.array(batch.supervised)]
 
 

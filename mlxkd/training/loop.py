@@ -126,7 +126,7 @@ class Trainer:
         set_rate(self.optimizer, rate)
         self.optimizer.update(self.student, gradients)
         mx.eval(self.student.parameters(), self.optimizer.state, norm)
-        total = sum(term.weight * sums[term.name] for term in self.terms) / weight
+        total = sums.pop("loss") / weight
         if not math.isfinite(total) or not math.isfinite(norm.item()):
             raise UserError(
                 f"the loss is {total} at step {step + 1}",
@@ -158,10 +158,12 @@ class Trainer:
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
             targets = self.teacher.targets(batch) if self.teacher else None
-            found = loss_and_gradients(self.student, self.split, batch, targets, self.terms)
+            found = loss_and_gradients(
+                self.student, self.split, batch, targets, self.terms, progress=step / self.recipe.training.steps
+            )
             gradients = found.gradients if gradients is None else tree_map(mx.add, gradients, found.gradients)
             mx.eval(gradients)
-            sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.sums.items()}
+            sums = {name: sums.get(name, 0.0) + float(value.item()) for name, value in found.sums.items()}
             weight += found.weight
         return gradients, sums, weight
 

@@ -27,7 +27,6 @@ from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.recipe import Loss, Recipe
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory
-from mlxkd.students.checkpointing import checkpoint_layers
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
@@ -122,9 +121,7 @@ def _train_one(
 ) -> None:
     """Train one student in place; ends with the weights of its best validation."""
     recipe = setup.recipe
-    if recipe.training.checkpoint_layers:
-        checkpoint_layers(student)
-    needs_teacher = any(term.needs_targets for term in terms)
+    needs_teacher = any(term.needs_teacher for term in terms)
     trainer = Trainer(
         recipe=recipe,
         student=student,
@@ -185,7 +182,7 @@ def _float(student: nn.Module) -> Iterator[None]:
         yield
     finally:
         if on_grid:
-            quant.activate(student, quant.DEFAULT_TARGET)
+            quant.activate(student, "default")
 
 
 def _packed(model: nn.Module, config: dict[str, Any]) -> nn.Module:

@@ -21,7 +21,7 @@ from mlxkd.demo import DEMO_TEACHER, world
 from mlxkd.errors import UserError
 from mlxkd.evaluation.answers import cut_to_answers
 from mlxkd.recipe import Recipe
-from mlxkd.students import prune
+from mlxkd.students import importance, prune
 from mlxkd.training.state import data_hash
 
 HELD_OUT: tuple[world.Set, ...] = ("known", "composed")
@@ -169,10 +169,12 @@ def _student(
 ) -> tuple[nn.Module, dict[str, Any]]:
     wanted = recipe.student
     if wanted.start == "prune":
-        model, config = prune.depth(teacher, teacher_config, wanted.layers)
+        layers = wanted.layers or range(teacher_config["num_hidden_layers"])
+        model, config = prune.depth(teacher, teacher_config, tuple(layers))
         if wanted.mlp_width:
             probe = _batches(recipe, examples[:64], 0).batch(0)
-            model, config = prune.mlp_width(model, config, wanted.mlp_width, probe.inputs)
+            kept = importance.mlp_channels(model, probe.inputs, wanted.mlp_width)
+            model, config = prune.width(model, config, channels=kept)
     elif wanted.start == "config":
         config = _read_config(Path(str(wanted.model)))
         model = compat.build_model(config)
