@@ -25,13 +25,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map
 
 from mlxkd import compat
 from mlxkd.demo.tokenizer import VOCABULARY, train_tokenizer
 from mlxkd.demo.world import conversations
-from mlxkd.files import atomic_file
 from mlxkd.runtime import keep_heap
+from mlxkd.training import state
 
 ASSETS = Path(__file__).with_name("assets")
 CONFIG: dict[str, Any] = {
@@ -160,27 +160,6 @@ def make_step(model: nn.Module, optimizer: optim.MultiOptimizer) -> Any:
     return step
 
 
-def save_state(path: Path, step: int, model: nn.Module, optimizer: optim.MultiOptimizer) -> None:
-    """Everything needed to go on, in one file, atomically."""
-    flat = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
-    flat |= {f"optimizer.{k}": v for k, v in tree_flatten(optimizer.state)}
-    with atomic_file(path) as temporary:
-        mx.save_safetensors(str(temporary), flat, metadata={"step": str(step)})
-
-
-def load_state(path: Path, model: nn.Module, optimizer: optim.MultiOptimizer) -> int:
-    """Restore a saved state; returns the next step."""
-    flat, metadata = mx.load(str(path), return_metadata=True)
-    parts = {
-        name: tree_unflatten([(k.removeprefix(f"{name}."), v) for k, v in flat.items() if k.startswith(f"{name}.")])
-        for name in ("model", "optimizer")
-    }
-    model.update(parts["model"])
-    optimizer.init(model.trainable_parameters())
-    optimizer.state = parts["optimizer"]
-    return int(metadata["step"])
-
-
 def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """Write the fp16 model folder that ships."""
     half = compat.build_model(config)
@@ -191,9 +170,9 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 @click.command(help=__doc__)
 @click.option("--steps", default=3000, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
-@click.option("--state", type=click.Path(path_type=Path), default=Path("runs/teacher.safetensors"), show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("runs/teacher"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
-def main(steps: int, peak: float, state: Path, out: Path) -> None:
+def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_heap()
     if not (out / "tokenizer.json").exists():
@@ -203,7 +182,7 @@ def main(steps: int, peak: float, state: Path, out: Path) -> None:
     mx.random.seed(0)
     model = compat.build_model(config)
     optimizer = make_optimizer()
-    first = load_state(state, model, optimizer) if state.exists() else 0
+    first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else 0
     update = make_step(model, optimizer)
     total, since = 0.0, time.perf_counter()
     # A resumed run sees other conversations, not the same ones again.
@@ -221,7 +200,7 @@ def main(steps: int, peak: float, state: Path, out: Path) -> None:
                 raise click.ClickException("the loss is not finite; try a smaller --peak")
             total, since = 0.0, time.perf_counter()
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            save_state(state, step + 1, model, optimizer)
+            state.save(checkpoint, state.Position(step + 1, "teacher", "stream"), model, optimizer)
             save_teacher(model, config, out)
 
 

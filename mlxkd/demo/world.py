@@ -100,7 +100,8 @@ def _offer(rng: random.Random, split: Set) -> list[DemoTool]:
     count = rng.choice((1, 2, 3, 3, 4))
     if everyday:
         return rng.sample(everyday_tools(), count)
-    tools = {t.name: t for t in (compose(rng, _novelty(split)) for _ in range(count))}
+    made: list[DemoTool] = [compose(rng, _novelty(split)) for _ in range(count)]
+    tools = {tool.name: tool for tool in made}
     if split == "train" and rng.random() < 0.15:
         extra = rng.choice(everyday_tools())
         tools[extra.name] = extra

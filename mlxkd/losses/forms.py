@@ -37,9 +37,14 @@ class Targets(Protocol):
     the loss weights where this teacher speaks for some positions only.
     """
 
-    count: int
-    vocabulary: int
-    weights: np.ndarray | None
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def weights(self) -> np.ndarray | None: ...
 
     @property
     def form(self) -> Form: ...

@@ -6,6 +6,8 @@ A channel whose activation is small whatever the token contributes little to the
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -38,7 +40,7 @@ def mlp_channels(model: nn.Module, inputs: np.ndarray, keep: int) -> list[list[i
     Raises:
         UserError: a family without such MLPs, or more channels than there are.
     """
-    mlps = [getattr(layer, "mlp", None) for layer in getattr(model, "layers", [])]
+    mlps: list[Any] = [getattr(layer, "mlp", None) for layer in getattr(model, "layers", [])]
     if not mlps or not all(hasattr(mlp, "down_proj") for mlp in mlps):
         raise UserError("MLP channels can be pruned only where every layer has mlp.down_proj", where="student")
     size = int(mlps[0].down_proj.weight.shape[-1])

@@ -65,8 +65,7 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=console, transient=False)
-        empty = {"loss": "–", "speed": "–", "memory": ""}
-        self.task = self.progress.add_task(title, total=steps, completed=first_step, **empty)
+        self.task = self.progress.add_task(title, total=steps, completed=first_step, loss="–", speed="–", memory="")
 
     def __enter__(self) -> ProgressBar:
         self.progress.start()

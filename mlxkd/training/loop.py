@@ -12,11 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxkd import quant
 from mlxkd.data.batching import Batches
 from mlxkd.errors import UserError
+from mlxkd.losses.forms import Targets
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
@@ -157,13 +159,13 @@ class Trainer:
         weight = 0.0
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
-            targets = self.teacher.targets(batch) if self.teacher else None
+            targets: Targets | None = self.teacher.targets(batch) if self.teacher else None
             found = loss_and_gradients(
                 self.student, self.split, batch, targets, self.terms, progress=step / self.recipe.training.steps
             )
             gradients = found.gradients if gradients is None else tree_map(mx.add, gradients, found.gradients)
             mx.eval(gradients)
-            sums = {name: sums.get(name, 0.0) + float(value.item()) for name, value in found.sums.items()}
+            sums = {name: sums.get(name, 0.0) + float(np.asarray(value)) for name, value in found.sums.items()}
             weight += found.weight
         return gradients, sums, weight
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from rich.console import Console
 from rich.progress import Progress
 
@@ -32,6 +31,7 @@ from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
 from mlxkd.training.loop import Trainer
 from mlxkd.training.setup import Setup, prepare
+from mlxkd.trees import leaves
 
 STUDENT, BASELINE = "student", "baseline"
 CROSS_ENTROPY = (Loss(name="cross_entropy"),)
@@ -204,15 +204,16 @@ def _contender(setup: Setup, title: str, model: nn.Module, tick: Any) -> Contend
     if answers:
         everything = aggregate([a.score for part in answers.values() for a in part], device)
         metrics |= {f"all/{key}": metric for key, metric in everything.items()}
-    weights = tree_flatten(model.parameters())
+    weights = leaves(model.parameters())
     return Contender(title, _count(model), sum(w.nbytes for _, w in weights), metrics, answers)
 
 
 def _count(model: nn.Module) -> int:
     """Weights of a model; packed ones count as the weights they stand for."""
     total = 0
-    for path, value in tree_flatten(model.parameters()):
-        module = dict(model.named_modules()).get(path.rpartition(".")[0])
+    modules = dict(model.named_modules())
+    for path, value in leaves(model.parameters()):
+        module = modules.get(path.rpartition(".")[0])
         bits = getattr(module, "bits", None)
         if bits and path.endswith(".weight"):
             total += value.size * 32 // bits

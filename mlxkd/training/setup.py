@@ -25,6 +25,7 @@ from mlxkd.students import importance, prune
 from mlxkd.training.state import data_hash
 
 HELD_OUT: tuple[world.Set, ...] = ("known", "composed")
+Cases = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Setup:
     tokenizer_folder: Path
     batches: Batches
     valid: list[Batch]
-    cases: dict[str, list[dict[str, Any]]]
+    cases: Cases
     plan: dict[str, str]
     data: str
     default_tools: list[dict[str, Any]]
@@ -103,7 +104,7 @@ def to_fast_dtype(model: nn.Module) -> nn.Module:
     return model
 
 
-def _records(recipe: Recipe) -> tuple[list[Record], list[Record], dict[str, list[dict[str, Any]]]]:
+def _records(recipe: Recipe) -> tuple[list[Record], list[Record], Cases]:
     """Training records, validation records, and held-out conversations to answer."""
     data = recipe.data
     if data.demo:
@@ -111,7 +112,7 @@ def _records(recipe: Recipe) -> tuple[list[Record], list[Record], dict[str, list
         share = data.demo.valid // len(HELD_OUT)
         valid = [r for split in HELD_OUT for r in world.conversations(split, recipe.seed + 2000, share)]
         count = recipe.evaluation.tool_calls
-        cases = {split: _demo_cases(split, recipe.seed + 3000, count) for split in HELD_OUT} if count else {}
+        cases: Cases = {split: _demo_cases(split, recipe.seed + 3000, count) for split in HELD_OUT} if count else {}
         return _as_records(train, "demo/train"), _as_records(valid, "demo/valid"), cases
     assert data.train is not None
     records = load_records(data.train, data.limit)

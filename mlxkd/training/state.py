@@ -12,11 +12,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlxkd.data.example import Example
 from mlxkd.errors import UserError
 from mlxkd.files import atomic_folder
+from mlxkd.trees import leaves
 
 ARRAYS, FACTS = "arrays.safetensors", "state.json"
 
@@ -51,15 +52,20 @@ def data_hash(examples: Sequence[Example]) -> str:
 
 def save(folder: Path, position: Position, model: nn.Module, optimizer: optim.MultiOptimizer) -> None:
     """Write a checkpoint; the previous one stays until the new one is whole."""
-    arrays = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
-    arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(optimizer.state)}
-    arrays |= {f"random.{i}": v for i, v in enumerate(mx.random.state)}
+    arrays = {f"model.{k}": v for k, v in leaves(model.parameters())}
+    arrays |= {f"optimizer.{k}": v for k, v in leaves(optimizer.state)}
+    arrays |= {f"random.{i}": v for i, v in enumerate(_random_state())}
     with atomic_folder(folder) as temporary:
         try:
             mx.save_safetensors(str(temporary / ARRAYS), arrays)
         except RuntimeError as error:  # how mlx reports a failed write
             raise OSError(str(error)) from error
         (temporary / FACTS).write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
+
+
+def _random_state() -> list[mx.array]:
+    """MLX's global random state, the very list it works on."""
+    return mx.random.state  # type: ignore[return-value]
 
 
 def peek(folder: Path) -> Position:
@@ -88,7 +94,7 @@ def restore(folder: Path, model: nn.Module, optimizer: optim.MultiOptimizer | No
     if optimizer is not None:
         optimizer.init(model.trainable_parameters())
         optimizer.state = part("optimizer.")
-        mx.random.state[:] = part("random.")
+        _random_state()[:] = part("random.")
     mx.eval(model.parameters())
     return position
 

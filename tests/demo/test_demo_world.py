@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -72,7 +73,7 @@ def test_held_out_names_are_not_in_training_requests() -> None:
 def test_answers_use_every_field_of_a_result() -> None:
     for record in world.conversations("train", 9, 300):
         messages = record["messages"]
-        for result, answer in zip(messages, messages[1:], strict=False):
+        for result, answer in itertools.pairwise(messages):
             if result["role"] == "tool":
                 for name, value in json.loads(result["content"]).items():
                     assert f"the {name} is {spoken(value)}" in answer["content"]
