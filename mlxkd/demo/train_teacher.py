@@ -1,12 +1,11 @@
 """Train the embedded teacher from scratch on an endless stream of demo conversations.
 
-    python -m mlxkd.demo.train_teacher --minutes 90
+    python -m mlxkd.demo.train_teacher
 
 A one-time cost: the result ships in ``assets/teacher``. The run is resumable (run the command again) and
-deterministic per step on one machine. Early on, every other batch is a recall drill (look up a key, copy its
-value): copying from a context appears within a few hundred steps that way, and only then can a model learn to
-read tools it has never seen. Matrices are trained with Muon (https://kellerjordan.github.io/posts/muon/),
-embeddings and norms with AdamW; assistant turns carry the loss, all other tokens a tenth of it.
+deterministic per step on one machine. The model starts with a copying circuit (see ``induction``) and early on
+every other batch is a drill: repeat a list, or look up a key and copy its value. Only a model that copies from
+its context can learn to read tools it has never seen. Assistant turns carry the loss, all else a tenth of it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlxkd import compat
+from mlxkd.demo import induction
 from mlxkd.demo.tokenizer import VOCABULARY, train_tokenizer
 from mlxkd.demo.world import conversations
 from mlxkd.runtime import keep_heap
@@ -75,7 +75,7 @@ def token_weights(tokens: np.ndarray, assistant: int, end: int) -> np.ndarray:
 
 
 def drill(rng: np.random.Generator, tokenizer: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Rows of random ``key:value,`` lists that the assistant repeats in another order; int32 [B, S+1]."""
+    """Rows of random ``key:value,`` lists that the assistant repeats, half of them in another order; int32 [B, S+1]."""
     user, assistant, end, colon, comma = (
         tokenizer.convert_tokens_to_ids(mark) for mark in ("<|user|>", "<|assistant|>", "<|end|>", ":", ",")
     )
@@ -85,20 +85,20 @@ def drill(rng: np.random.Generator, tokenizer: Any, shape: tuple[int, int]) -> n
         return [int(t) for t in rng.integers(first_word, VOCABULARY, rng.integers(1, longest + 1))]
 
     rows = np.empty((shape[0], shape[1] + 1), np.int32)
-    for row in rows:
+    for number, row in enumerate(rows):
         tokens: list[int] = []
         while len(tokens) < len(row):
             pairs = [[*words(2), colon, *words(5), comma] for _ in range(rng.integers(1, 7))]
-            again = [pairs[i] for i in rng.permutation(len(pairs))]
-            chain = itertools.chain
-            tokens += [user, *chain(*pairs), end, assistant, *chain(*again), end]
+            order = rng.permutation(len(pairs)) if number % 2 else range(len(pairs))
+            said, again = itertools.chain(*pairs), itertools.chain(*(pairs[i] for i in order))
+            tokens += [user, *said, end, assistant, *again, end]
         row[:] = tokens[: len(row)]
     return rows
 
 
 def drill_share(step: int) -> float:
-    """Share of the batches that are drills: half at first, a tenth from step 800 on."""
-    return max(0.1, 0.5 * (1 - step / 1000))
+    """Share of the batches that are drills: half at first, a twentieth from step 540 on."""
+    return max(0.05, 0.5 * (1 - step / 600))
 
 
 def batches(tokenizer: Any, first: int) -> Iterator[tuple[mx.array, mx.array]]:
@@ -131,14 +131,7 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * min((step + 1) / 100, 1.0, max(total - step, 0) / (0.4 * total))
 
 
-def make_optimizer() -> optim.MultiOptimizer:
-    """Muon for the matrices inside layers, AdamW for embeddings and norms."""
-    muon = optim.Muon(learning_rate=0.02, momentum=0.95, weight_decay=0.01)
-    adam = optim.AdamW(learning_rate=3e-3, betas=[0.9, 0.95], weight_decay=0.0)
-    return optim.MultiOptimizer([muon, adam], [lambda path, weight: weight.ndim == 2 and "embed" not in path])
-
-
-def make_step(model: nn.Module, optimizer: optim.MultiOptimizer) -> Any:
+def make_step(model: nn.Module, optimizer: optim.AdamW) -> Any:
     """A compiled update: (tokens, weights) -> mean weighted loss of assistant tokens."""
 
     def loss(tokens: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
@@ -168,8 +161,8 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 @click.command(help=__doc__)
-@click.option("--steps", default=3000, show_default=True, help="Updates of about 2,500 positions.")
-@click.option("--peak", default=1.0, show_default=True, help="Scale of both learning rates.")
+@click.option("--steps", default=2400, show_default=True, help="Updates of about 2,500 positions.")
+@click.option("--peak", default=1.5e-3, show_default=True, help="Learning rate after warm-up.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("runs/teacher"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
 def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
@@ -181,15 +174,15 @@ def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     config = CONFIG | {"eos_token_id": tokenizer.eos_token_id}
     mx.random.seed(0)
     model = compat.build_model(config)
-    optimizer = make_optimizer()
+    induction.seed_induction(model)
+    optimizer = optim.AdamW(peak, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
     first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else 0
     update = make_step(model, optimizer)
     total, since = 0.0, time.perf_counter()
     # A resumed run sees other conversations, not the same ones again.
     for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, first), strict=False):
-        scale = peak * learning_rate(step, steps, 1.0)
-        for part, base in zip(optimizer.optimizers, (0.02, 3e-3), strict=True):
-            part.learning_rate = base * scale
+        optimizer.learning_rate = mx.array(learning_rate(step, steps, peak))
         loss = update(tokens, weights)
         mx.eval(model.state, optimizer.state)
         total += loss.item()

@@ -19,6 +19,7 @@ from mlxkd.errors import UserError
 from mlxkd.files import atomic_folder
 from mlxkd.trees import leaves
 
+Optimizer = optim.Optimizer | optim.MultiOptimizer
 ARRAYS, FACTS = "arrays.safetensors", "state.json"
 
 
@@ -50,7 +51,7 @@ def data_hash(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save(folder: Path, position: Position, model: nn.Module, optimizer: optim.MultiOptimizer) -> None:
+def save(folder: Path, position: Position, model: nn.Module, optimizer: Optimizer) -> None:
     """Write a checkpoint; the previous one stays until the new one is whole."""
     arrays = {f"model.{k}": v for k, v in leaves(model.parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in leaves(optimizer.state)}
@@ -82,7 +83,7 @@ def peek(folder: Path) -> Position:
         raise UserError(f"the checkpoint is damaged: {error}", where=str(folder / FACTS)) from error
 
 
-def restore(folder: Path, model: nn.Module, optimizer: optim.MultiOptimizer | None = None) -> Position:
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) -> Position:
     """Put a checkpoint into a model (and optimiser, and the random state) of the same structure."""
     position = peek(folder)
     flat: Any = mx.load(str(folder / ARRAYS))
