@@ -5,9 +5,11 @@ mlx-lm's interfaces move between minor releases; a change there is a change here
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
+import io
 import json
 import pkgutil
 import shutil
@@ -204,3 +206,65 @@ def lora_linear_class() -> type[nn.Module]:
     from mlx_lm.tuner.lora import LoRALinear
 
     return LoRALinear
+
+
+def _quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    # mlx-lm's quantisers print progress to stdout, which here is data.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return function(*args, **options)
+
+
+def dwq(
+    student: nn.Module, teacher: nn.Module, rows: Any, held_out: Any, *, rate: float, batch_size: int, dtype: mx.Dtype
+) -> nn.Module:
+    """mlx-lm's DWQ loop: train scales, biases and norms of a quantised model against a float one, in place.
+
+    Args:
+        rows, held_out: int arrays [n, width] of tokens; ``batch_size`` rows make a step, one pass.
+        rate: Adam's learning rate.
+        dtype: dtype in which the student computes.
+    """
+    with open_file_limit_kept():
+        from mlx_lm.quant.dwq import dwq_quantize
+    import mlx.optimizers as optim
+
+    data, valid = ([(row.tolist(), 0) for row in part] for part in (rows, held_out))
+    optimizer = optim.Adam(learning_rate=rate, bias_correction=True)
+    _quietly(
+        dwq_quantize,
+        student,
+        lambda batch, *_, **__: teacher(batch),
+        optimizer,
+        data,
+        valid,
+        batch_size,
+        rows.shape[1],
+        0,
+        dtype=dtype,
+    )
+    return student
+
+
+def awq(model: nn.Module, config: dict[str, Any], rows: mx.array, *, bits: int, group: int) -> dict[str, Any]:
+    """mlx-lm's AWQ, in place, embeddings at the same width; returns the quantised model's config.
+
+    Raises:
+        UserError: mlx-lm has no AWQ for this family.
+    """
+    with open_file_limit_kept():
+        from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize, update_config
+    family = AWQ_MODEL_CONFIGS.get(config["model_type"])
+    if family is None:
+        known = ", ".join(sorted(AWQ_MODEL_CONFIGS))
+        raise UserError(f"mlx-lm has no AWQ for {config['model_type']!r}", hint=f"it has one for: {known}")
+    widths = {"group_size": group, "bits": bits, "embed_group_size": group, "embed_bits": bits}
+    _quietly(awq_quantize, model, rows, family, **widths)
+    return dict(update_config(model, copy.deepcopy(config)))
+
+
+def gptq(model: nn.Module, config: dict[str, Any], rows: mx.array, *, bits: int, group: int) -> dict[str, Any]:
+    """mlx-lm's GPTQ, in place, embeddings rounded at the same width; returns the quantised model's config."""
+    with open_file_limit_kept():
+        from mlx_lm.quant.gptq import gptq_quantize
+    _, quantization = _quietly(gptq_quantize, model, rows, bits, group, bits, group)
+    return {**copy.deepcopy(config), "quantization": quantization}

@@ -1,0 +1,166 @@
+"""Mixed precision for a size budget: which layers suffer most from fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxkd.errors import UserError
+from mlxkd.quant.grids import FLOAT, grid
+from mlxkd.quant.modules import master_shape
+from mlxkd.quant.pack import clone
+from mlxkd.quant.plan import Plan, activate, attach, attached, quantisable
+
+CANDIDATES = ("mlx-affine2-g64", "mlx-affine3-g64", "mlx-affine4-g64", "mlx-affine6-g64", "mlx-affine8-g64")
+FLOAT_BITS = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layer on one grid: divergence from the float model in nats per token, and what it stores."""
+
+    layer: str
+    grid: str
+    divergence: float
+    bits_per_weight: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan within the budget.
+
+    Args:
+        plan: layer -> grid, for `attach`.
+        bits_per_weight: over the quantisable layers, float ones at 16 bits.
+        divergence: sum of the chosen layers' own divergences, an estimate of the whole model's.
+        choices: everything that was measured.
+    """
+
+    plan: Plan
+    bits_per_weight: float
+    divergence: float
+    choices: tuple[Choice, ...]
+
+    def rules(self) -> list[tuple[str, str]]:
+        """The plan as recipe rules."""
+        return list(self.plan.items())
+
+
+def sensitivities(
+    model: nn.Module, batches: Sequence[mx.array], candidates: Sequence[str] = CANDIDATES
+) -> tuple[Choice, ...]:
+    """KL(float, model with one layer rounded) on each batch, for each layer and each candidate that fits it.
+
+    Args:
+        model: a float model; a clone is measured.
+        batches: int [batch, positions] tokens.
+    """
+    twin, targets = clone(model), list(candidates)
+    layers = quantisable(twin)
+    for name in targets:
+        plan = {path: name for path, m in layers.items() if grid(name).fault(master_shape(m)) is None}
+        if plan:
+            attach(twin, plan, target=name, execution="dense")
+    activate(twin, None)
+    twin.eval()
+    reference = [_logs(twin, tokens) for tokens in batches]
+    choices = []
+    for path, module in attached(twin).items():
+        shape, weights = master_shape(module), _size(module)
+        for name in module.qat.specs:
+            module.qat.active = name
+            losses = [_divergence(logs, _logs(twin, tokens)) for logs, tokens in zip(reference, batches, strict=True)]
+            bits = grid(name).bits_per_weight(shape)
+            choices.append(Choice(path, name, sum(losses) / len(losses), bits, weights))
+        module.qat.active = None
+    rest = [Choice(path, FLOAT, 0.0, FLOAT_BITS, _size(module)) for path, module in layers.items()]
+    return (*choices, *rest)
+
+
+def _size(module: nn.Module) -> int:
+    size = 1
+    for extent in master_shape(module):
+        size *= extent
+    return size
+
+
+def _logs(model: Any, tokens: mx.array) -> mx.array:
+    logs = nn.log_softmax(model(tokens).astype(mx.float32), axis=-1)
+    mx.eval(logs)
+    return logs
+
+
+def _divergence(p: mx.array, q: mx.array) -> float:
+    return float(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)))
+
+
+def propose(
+    model: nn.Module, batches: Sequence[mx.array], budget: float, candidates: Sequence[str] = CANDIDATES
+) -> Proposal:
+    """The plan of least estimated divergence within ``budget`` bits per weight.
+
+    Raises:
+        UserError: the smallest candidates already exceed the budget.
+    """
+    return within_budget(sensitivities(model, batches, candidates), budget)
+
+
+def within_budget(choices: Sequence[Choice], budget: float) -> Proposal:
+    """Spend bits where a bit saves most: start from the smallest grids, take the best step that still fits.
+
+    Only steps on each layer's lower convex hull are considered, so a poor middle grid cannot block a good one.
+    """
+    ladders = {
+        layer: _hull([c for c in choices if c.layer == layer]) for layer in dict.fromkeys(c.layer for c in choices)
+    }
+    level = dict.fromkeys(ladders, 0)
+    total = sum(ladder[0].weights for ladder in ladders.values())
+    spent = sum(ladder[0].bits_per_weight * ladder[0].weights for ladder in ladders.values())
+    if spent > budget * total * (1 + 1e-9):
+        raise UserError(
+            f"a budget of {budget:g} bits per weight is below the smallest plan's {spent / total:.3g}",
+            hint="raise the budget or allow grids of fewer bits",
+        )
+    steps = sorted(
+        ((a.divergence - b.divergence) / _cost(a, b), layer, i)
+        for layer, ladder in ladders.items()
+        for i, (a, b) in enumerate(pairwise(ladder), start=1)
+    )
+    for _, layer, i in reversed(steps):
+        ladder = ladders[layer]
+        cost = _cost(ladder[i - 1], ladder[i])
+        if level[layer] == i - 1 and spent + cost <= budget * total * (1 + 1e-9):
+            level[layer], spent = i, spent + cost
+    chosen = [ladders[layer][i] for layer, i in level.items()]
+    return Proposal(
+        {choice.layer: choice.grid for choice in chosen},
+        spent / total,
+        sum(choice.divergence for choice in chosen),
+        tuple(choices),
+    )
+
+
+def _cost(a: Choice, b: Choice) -> float:
+    return (b.bits_per_weight - a.bits_per_weight) * b.weights
+
+
+def _hull(choices: list[Choice]) -> list[Choice]:
+    """Choices of one layer by size, each step down in divergence, slopes falling."""
+    hull: list[Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.bits_per_weight, c.divergence)):
+        if hull and choice.divergence >= hull[-1].divergence:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], choice):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    return (a.divergence - b.divergence) / _cost(a, b)
