@@ -22,8 +22,9 @@ def measure(quick: bool) -> dict[str, Metric]:
         records, source = list(suite.replay(root)), "harvested cases"
     else:
         records, source = _sampled(), "the sample for CI"
-    count = Counter(r["dtype"] for r in table.compared(records))
-    note = f"{source}: {count['fp32']} fp32 and {count['fp16']} fp16 of coremltools {suite.version()}'s tests"
+    count = Counter(r["precision"] for r in table.compared(records))
+    counts = ", ".join(f"{count[precision]} {precision}" for precision in table.PRECISIONS)
+    note = f"{source}: {counts} of coremltools {suite.version()}'s tests"
     return {
         key: Metric(share, "share", "measured", device_name(), n=n, note=note if n else f"no case in {source}")
         for key, (share, n) in table.shares(records).items()

@@ -78,7 +78,14 @@ def test_a_case_survives_the_disk(tmp_path: Path) -> None:
 
 
 def _record(test: str, status: str, dtype: str = "fp32", operations: tuple[str, ...] = ("conv",), **more) -> dict:
-    base = {"key": test, "test": test, "status": status, "dtype": dtype, "operations": list(operations)}
+    base = {
+        "key": test,
+        "test": test,
+        "status": status,
+        "dtype": dtype,
+        "precision": dtype,
+        "operations": list(operations),
+    }
     facts = {"opset": "ios17", "shape": "rank 4", "atol": 1e-4, "rtol": 1e-5, "error": 1e-6, "seconds": 0.1}
     return base | facts | {"detail": "" if status == "passed" else "y is off by 3"} | more
 
@@ -89,17 +96,18 @@ def test_shares_leave_recurrent_layers_out_of_the_claim_only() -> None:
         _record("b", "unsupported"),
         _record("c", "unsupported", operations=("lstm",)),
         _record("d", "failed", operations=("gru",)),
-        _record("e", "failed", "fp16"),
+        _record("e", "failed", "mixed"),
+        _record("g", "disputed"),
         {"key": "f", "test": "f", "status": "nothing"},
     ]
     assert table.shares(records) == {
-        "fp32_claimed_share": (3 / 4, 4),
-        "fp32_passed_share": (3 / 4, 4),
+        "fp32_claimed_share": (4 / 5, 5),
+        "fp32_passed_share": (3 / 5, 5),
         "fp16_passed_share": (0.0, 1),
     }
     page = table.markdown(records, "9.0")
-    assert "| fp32 | 6 | 3 | 2 | 1 |" in page
-    assert "| `conv` | ios17 | 4 | 3 | 1 | 0 | 1 | 0 | 0 | 1 | 1.0e-06 |" in page
+    assert "| fp32 | 7 | 3 | 2 | 1 | 1 |" in page
+    assert "| `conv` | ios17 | 5 | 3 | 1 | 1 | 0 | 1 | 0 | 0 | 0 | 1 | 1.0e-06 |" in page
     assert "* `d`, fp32, 1 cases: y is off" in page
 
 

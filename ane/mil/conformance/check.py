@@ -1,10 +1,13 @@
 """Run one case on the reference runtime and judge the outputs.
 
 fp32 models are held to the tolerance that their test asks for, as Core ML is on a Mac (1e-4 absolute and 1e-5
-relative unless the test says otherwise). For fp16 models Apple allows 0.5; here the allowance follows from rounding
-alone. With u = 2^-11, half the relative spacing of fp16, it is ``8 u |expected|`` (inputs, weights and output each
-rounded, and a product or two of them) plus eight times the largest change of the output tensor when every input is
-moved to a neighbouring fp16 number. What fp16 cannot hold (beyond 65504) may be infinite.
+relative unless the test says otherwise). Some tests put fp16 tensors into a model of fp32 precision; those models
+("mixed") are judged as fp16 ones.
+
+For fp16 models Apple allows 0.5; here the allowance follows from rounding alone. With u = 2^-11, half the relative
+spacing of fp16, it is ``8 u |expected|`` (inputs, weights and output each rounded, and a product or two of them) plus
+eight times the largest change of the output tensor when every input is moved to a neighbouring fp16 number. What fp16
+cannot hold (beyond 65504) may be infinite.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ane.mil.conformance import disputed
 from ane.mil.conformance.case import Arrays, Case, read
+from ane.mil.ops._arguments import Undocumented
 from ane.mil.package import Function, load
 from mlxkd.errors import UserError
 
-Status = Literal["passed", "unsupported", "failed"]
+Status = Literal["passed", "unsupported", "disputed", "failed"]
+Precision = Literal["fp32", "mixed", "fp16"]
 UNIT, FP16_MAX, FP16_TINY = 2.0**-11, 65504.0, 2.0**-24
 FACTOR, DRAWS = 8.0, 3
 # In nearly every program, and not what its test is about.
@@ -33,6 +39,7 @@ class Verdict:
 
     Args:
         operations: types of the operations in the program, the incidental ones only where there is nothing else.
+        precision: "fp32", "fp16", or "mixed" for a model of fp32 precision with fp16 tensors in it.
         opset: of the function.
         shape: "dynamic" if any input dimension is free, else the largest rank, as "rank 4".
         error: largest absolute difference, over all outputs and predictions; None if nothing was compared.
@@ -42,6 +49,7 @@ class Verdict:
 
     status: Status
     operations: tuple[str, ...] = ()
+    precision: Precision = "fp32"
     opset: str = ""
     shape: str = ""
     error: float | None = None
@@ -56,14 +64,19 @@ def evaluate(case: Case) -> Verdict:
     function = load(case.model).function()
     about: dict[str, Any] = {"operations": _operations(function), "opset": function.spec.opset}
     about["shape"] = _shape(function)
+    about["precision"] = precision = _precision(function, case.facts.dtype)
     missing = function.unsupported()
     if missing:
         return Verdict("unsupported", **about, detail="; ".join(missing))
     try:
         outputs = _run(function, [inputs for inputs, _ in case.steps])
+    except Undocumented as error:
+        return Verdict("unsupported", **about, detail=error.what)
     except UserError as error:
         return Verdict("failed", **about, detail=f"refused: {error}")
-    status, worst, tolerance, detail = _judge(function, case, outputs)
+    status, worst, tolerance, detail = _judge(function, case, outputs, precision != "fp32")
+    if status == "failed" and (reason := disputed.reason(case.facts.test)):
+        status, detail = "disputed", f"{detail}: {reason}"
     return Verdict(
         status, **about, error=worst, tolerance=tolerance, detail=detail, seconds=time.perf_counter() - begin
     )
@@ -72,6 +85,14 @@ def evaluate(case: Case) -> Verdict:
 def _operations(function: Function) -> tuple[str, ...]:
     found = set(function.operations())
     return tuple(sorted(found - INCIDENTAL or found - {"const"}))
+
+
+def _precision(function: Function, asked: str) -> Precision:
+    if asked == "fp16":
+        return "fp16"
+    types = [t for _, t in function.spec.inputs]
+    types += [t for node in function.spec.block.walk() for _, t in node.outputs]
+    return "mixed" if any("fp16" in str(t) for t in types) else "fp32"
 
 
 def _shape(function: Function) -> str:
@@ -83,12 +104,12 @@ def _shape(function: Function) -> str:
 
 def _run(function: Function, inputs: list[Arrays]) -> list[dict[str, Any]]:
     state = function.make_state("zero") if function.states else None
-    return [function.predict(values, state) for values in inputs]
+    # Core ML has no scalar inputs: models take [1] where the test has a scalar.
+    return [function.predict({k: np.atleast_1d(v) for k, v in values.items()}, state) for values in inputs]
 
 
-def _judge(function: Function, case: Case, outputs: list[dict[str, Any]]) -> tuple[Status, float, str, str]:
+def _judge(function: Function, case: Case, outputs: list[dict[str, Any]], half: bool) -> tuple[Status, float, str, str]:
     """Status, worst difference, tolerance in words, and the first complaint."""
-    half = case.facts.dtype == "fp16"
     spread: list[Arrays] | None = None
     worst, words = 0.0, "8 u" if half else f"{case.facts.atol:g} + {case.facts.rtol:g} rel"
     for index, (_, wanted) in enumerate(case.steps):

@@ -149,11 +149,18 @@ def group_of(item: pytest.Item) -> tuple[str, str]:
 
 
 def round_robin(items: list[pytest.Item], seed: int = 0) -> list[pytest.Item]:
-    """One item of each group in turn; inside a group in an order shuffled by ``seed``."""
+    """One item of each group in turn, those in fp32 first and those that build for no backend last.
+
+    Inside a group the order is shuffled by ``seed``.
+    """
     groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         groups[group_of(item)].append(item)
     for name, members in groups.items():
         random.Random(f"{seed}{name}").shuffle(members)
     turns = [(turn, name, item) for name, members in groups.items() for turn, item in enumerate(members)]
-    return [item for _, _, item in sorted(turns, key=lambda t: t[:2])]
+    return [item for _, _, item in sorted(turns, key=lambda t: (t[0], _urgency(t[1][1]), t[1]))]
+
+
+def _urgency(backend: str) -> int:
+    return 0 if "fp32" in backend else 1 if backend else 2

@@ -6,6 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from mlxkd.errors import UserError
+
+
+class Undocumented(UserError):
+    """A use of an operation whose result Core ML does not define; better refused than guessed."""
+
 
 def integers(values: Any) -> tuple[int, ...]:
     """A vector or scalar of integers as Python ints."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ane.mil.ops import _sampling
-from ane.mil.ops._arguments import integers
+from ane.mil.ops._arguments import Undocumented, integers
 from ane.mil.ops.registry import OpContext, op
 
 Array = np.ndarray
@@ -133,12 +133,13 @@ def crop_resize(
     """Boxes of every image, roi[N, 1, 4, 1, 1], or of one image each, roi[N, 1, 5, 1, 1] with its index first.
 
     Raises:
-        UserError: normalised boxes outside [0, 1] in ios15, where Core ML's answer is undocumented.
+        Undocumented: normalised boxes outside [0, 1] in ios15, where Core ML's answer is undocumented.
     """
     boxes = np.asarray(roi)[:, 0, :, 0, 0]
     corners = boxes[:, -4:]
     if ctx.opset == "ios15" and normalized_coordinates and ((corners < 0) | (corners > 1)).any():
-        raise ctx.fault("ios15 crop_resize leaves normalised boxes outside [0, 1] undefined")
+        what = "ios15 crop_resize leaves normalised boxes outside [0, 1] undefined"
+        raise Undocumented(what, where=f"operation {ctx.name!r}")
     rest = (
         (int(target_height), int(target_width)),
         bool(normalized_coordinates),

@@ -1,0 +1,24 @@
+"""Tests of the suite whose expectation contradicts the documentation or another test of the suite.
+
+They stay in the counts, apart from failures, with the reason; a case that agrees after all counts as passed.
+"""
+
+from __future__ import annotations
+
+REASONS = {
+    "iOS14/test_normalization.py::TestNormalizationLocalResponseNorm::test_builder_to_backend_smoke": (
+        "the literal expects a window of one channel for every size; the stress test of the same class follows the "
+        "documented sum over `size` channels"
+    ),
+    "iOS16/test_image_resizing.py::TestCropResize::test_builder_to_backend_ios16": (
+        "the literal 7.899 stands for 1 + 4 * 1.5 + 0.9 = 7.9 and asks for 1e-4"
+    ),
+    "iOS17/test_image_resizing.py::TestCropResize::test_builder_to_backend_ios17": (
+        "the literal 7.899 stands for 1 + 4 * 1.5 + 0.9 = 7.9 and asks for 1e-4"
+    ),
+}
+
+
+def reason(test: str) -> str | None:
+    """Why the expectation of a test is disputed, if it is."""
+    return REASONS.get(test.partition("[")[0])
