@@ -21,6 +21,11 @@ class NumPyProducts:
 
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``x @ y``."""
+        # One row or column is a matrix-vector product: BLAS reads the matrix nearly twice as fast that way.
+        if y.ndim == 2 and 0 < x.size == x.shape[-1]:
+            return (y.T @ x.reshape(-1)).reshape(*x.shape[:-1], y.shape[-1])
+        if x.ndim == 2 and y.ndim > 1 and y.shape[-1] == 1 and 0 < y.size == y.shape[-2]:
+            return (x @ y.reshape(-1)).reshape(*y.shape[:-2], x.shape[0], 1)
         return np.matmul(x, y)
 
     def einsum(self, equation: str, *values: np.ndarray) -> np.ndarray:
@@ -67,7 +72,7 @@ class MLXProducts(NumPyProducts):
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``x @ y``."""
         if x.ndim < 2 or y.ndim < 2 or x.size * y.shape[-1] < GPU_WORTH:
-            return np.matmul(x, y)
+            return super().matmul(x, y)
         import mlx.core as mx
 
         return np.array(mx.array(x) @ mx.array(y))

@@ -173,7 +173,7 @@ class Function:
         for inputs in batches:
             profile.start()
             self._run(inputs, state, "exact", 0, profile.observe)
-        return dict(profile.seconds.most_common())
+        return dict(sorted(profile.seconds.items(), key=lambda item: -item[1]))
 
     def _run(
         self, inputs: Mapping[str, Any], state: State | None, mode: Mode, seed: int, observe: Observer | None

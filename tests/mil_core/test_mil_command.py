@@ -1,0 +1,91 @@
+"""``python -m ane.mil``: what it prints, saves and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ane.mil.command import EXAMPLES, mil
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(mil, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def package(ct: Any, mb: Any, types: Any, save: Callable[..., Path]) -> Path:
+    weight = np.arange(64, dtype=np.float16).reshape(4, 16) / 64
+    state = mb.StateTensorSpec((1, 4), types.fp16)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 16), types.fp16), state], opset_version=ct.target.iOS18)
+    def program(x, total):  # type: ignore[no-untyped-def]
+        y = mb.linear(x=x, weight=weight)
+        return mb.coreml_update_state(state=total, value=mb.add(x=mb.read_state(input=total), y=y), name="y")
+
+    return save(program, compute_precision=ct.precision.FLOAT16)
+
+
+def test_a_package_is_described(package: Path) -> None:
+    text = invoke(package).output
+    for line in (
+        "specification 9",
+        "weights: fp16 136 B",
+        "function main (ios18, default)",
+        "  input   x: fp16[1, 16]",
+        "  state   total: fp16[1, 4]",
+        "read_state 2, linear 1, add 1, write_state 1",
+    ):
+        assert line in text, text
+    report = json.loads(invoke(package, "--json").output)
+    function = report["functions"]["main"]
+    assert function["states"] == {"total": "fp16[1, 4]"}
+    assert function["operations"] == {"read_state": 2, "linear": 1, "add": 1, "write_state": 1}
+    assert function["unsupported"] == []
+    assert report["weight_bytes"]["fp16"] == 2 * 64 + 8
+
+
+def test_it_runs_on_given_inputs_and_saves_the_outputs(package: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float16)
+    np.savez(tmp_path / "x.npz", x=x)
+    result = invoke(package, "--inputs", tmp_path / "x.npz", "--outputs", tmp_path / "y.npz", "--json")
+    assert result.exit_code == 0
+    weight = np.arange(64, dtype=np.float32).reshape(4, 16) / 64
+    expected = x.astype(np.float32) @ weight.T
+    (name,) = json.loads(result.output)["run"]["outputs"]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")[name], expected, rtol=2e-3)
+
+
+def test_a_trace_lists_every_intermediate(package: Path) -> None:
+    run = json.loads(invoke(package, "--trace", "--mode", "fp16", "--json").output)["run"]
+    assert [entry["operation"] for entry in run["trace"]] == ["linear", "read_state", "add", "read_state"]
+    assert run["suspects"] == []
+    assert "linear" in invoke(package, "--trace").output
+
+
+def test_what_is_wrong_is_said_on_stderr(package: Path, tmp_path: Path) -> None:
+    result = invoke(tmp_path / "missing.mlpackage")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "error: " in result.stderr
+    assert "not an .mlpackage folder" in result.stderr
+    result = invoke(package, "--run", "--function", "nain")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "unknown function 'nain'\nhint: did you mean 'main'?" in result.stderr
+    (tmp_path / "x.npz").write_bytes(b"PK")
+    assert "no .npz file of inputs" in invoke(package, "--inputs", tmp_path / "x.npz").stderr
+
+
+def test_the_examples_of_the_help_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert package == tmp_path / "model.mlpackage"
+    np.savez("x.npz", x=np.zeros((1, 16)))
+    examples = re.findall(r"python -m ane\.mil (.+)", EXAMPLES)
+    assert len(examples) == 4
+    for example in examples:
+        assert invoke(*example.replace("--function decode", "--function main").split()).exit_code == 0
