@@ -29,6 +29,7 @@ from ane.convert.bundle import (
     write_manifest,
 )
 from ane.convert.card import model_card
+from ane.convert.choose import matrix_paths, settle
 from ane.convert.constants import Constants, mil_types
 from ane.convert.layout import Chunk, caches, divide
 from ane.convert.options import Options
@@ -68,6 +69,7 @@ def export(
     folder = compat.resolve_model(model)
     source = Source(folder)
     arch = families.architecture(source.config, tied=source.tied)
+    settle(source, arch, options)
     parts = weight_bytes(source, arch, options)
     chunks = divide(*parts, options)
     total = parts[0] + sum(parts[1]) + parts[2] + (2 * arch.vocab * arch.hidden if options.embedding == "host" else 0)
@@ -77,7 +79,8 @@ def export(
         packages = [_package(temporary, chunk, arch, source, options, progress) for chunk in chunks]
         if options.embedding == "host":
             _write_embedding(temporary, arch, source, progress)
-        for name in compat.TOKENIZER_FILES:
+        source.release()
+        for name in (*compat.TOKENIZER_FILES, "config.json"):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
         progress.stage("checksums")
@@ -138,6 +141,7 @@ def _package(
     progress.stage(f"{chunk.name}: writing")
     path = folder / chunk.name
     save_package(path, functions, constants, progress.advance)
+    source.release()
     blob = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     return Package(
         file=chunk.name,
@@ -180,8 +184,8 @@ def _write_embedding(folder: Path, arch: Architecture, source: Source, progress:
 
 def describe(name: str, arch: Architecture, source: Source, options: Options, packages: list[Package]) -> Manifest:
     """The manifest of packages, without checksums."""
-    paths = {head_path(arch), "model.embed_tokens", *(p for i in range(len(arch.layers)) for p in linear_paths(i))}
-    grids = Counter(source.grids[p].name if p in source.grids else "float16" for p in paths)
+    paths = matrix_paths(arch, options)
+    grids = Counter(source.grids[path].name if path in source.grids else "float16" for path in paths)
     return Manifest(
         model=Model(
             family=arch.family,

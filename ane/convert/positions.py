@@ -67,7 +67,8 @@ class ModelPositions:
         """Rows of the constant cos and sin tables, [batch, 1, tokens, head_dim]."""
         found: Tables = {}
         for number in sorted(n for n in numbers if n is not None):
-            cos, sin = self.arch.rotaries[number].table(np.arange(self.options.context))
+            # A call at the end of the context pads beyond it.
+            cos, sin = self.arch.rotaries[number].table(np.arange(self.options.context + self.query))
             found[number] = (self._rows_of(cos), self._rows_of(sin))
         return found
 

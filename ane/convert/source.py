@@ -85,6 +85,18 @@ class Source:
             self._weights[path] = self._open(path)
         return self._weights[path]
 
+    def override(self, path: str, weight: Weight, found: Grid | None = None) -> None:
+        """Write another weight in place of the stored one; ``found`` is its grid, None for float."""
+        self._weights[path] = weight
+        self.grids.pop(path, None)
+        if found is not None:
+            self.grids[path] = found
+
+    def release(self) -> None:
+        """Let every weight drop what it keeps between reads."""
+        for weight in self._weights.values():
+            weight.release()
+
     def _open(self, path: str) -> Weight:
         name = f"{path}.weight"
         shape = self._shapes[name]

@@ -31,6 +31,9 @@ class Weight(Protocol):
     def nbytes(self) -> int:
         """Bytes it takes in the package."""
 
+    def release(self) -> None:
+        """Let go of what was kept between reads."""
+
     def var(self, constants: Constants, *, rank: int, rows: Rows | None = None) -> Any:
         """The matrix as a MIL value [out, in], or [out, in, 1, 1] for rank 4; ``rows`` cuts the first axis."""
 
@@ -53,6 +56,9 @@ class Dense:
     def dense(self, rows: Rows | None = None) -> np.ndarray:
         return np.array(self.fetch(rows).astype(mx.float16))
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
     def var(self, constants: Constants, *, rank: int, rows: Rows | None = None) -> Any:
         start, stop = rows or (0, self.shape[0])
         shape = (stop - start, self.shape[1], *([1] * (rank - 2)))
@@ -65,12 +71,19 @@ class Dense:
 
 
 class Coded:
-    """A weight on a grid; ``fetch`` loads its codes. The arrays are made when asked for, and the last kept."""
+    """A weight on a grid; ``fetch`` loads or makes its codes, ``release`` drops what it keeps of them."""
 
-    def __init__(self, path: str, shape: tuple[int, int], grid: Grid, fetch: Callable[[], Codes]):
+    def __init__(
+        self,
+        path: str,
+        shape: tuple[int, int],
+        grid: Grid,
+        fetch: Callable[[], Codes],
+        release: Callable[[], None] = lambda: None,
+    ):
         self.path = path
         self.shape = shape
-        self.grid, self._fetch = grid, fetch
+        self.grid, self._fetch, self.release = grid, fetch, release
         self._layout: tuple[str, int, dict[str, tuple[tuple[int, ...], np.dtype]]] | None = None
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ane.mil.ops.registry import Mode
 from ane.mil.package import load
 
 
@@ -19,7 +20,7 @@ class MilPackage:
         mode: "exact" carries float32 between operations, "fp16" rounds after each as a device does.
     """
 
-    def __init__(self, path: Path, mode: str = "exact"):
+    def __init__(self, path: Path, mode: Mode = "exact"):
         self.package, self.mode = load(path), mode
 
     def make_state(self, function: str) -> Any:
@@ -37,6 +38,6 @@ class MilPackage:
         state.write_state(name, value)
 
 
-def open_package(path: Path, mode: str = "exact") -> MilPackage:
+def open_package(path: Path, mode: Mode = "exact") -> MilPackage:
     """Open one package of a bundle."""
     return MilPackage(path, mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxkd import compat
+
+sys.path.append(str(Path(__file__).parents[1] / "decode"))  # the session contract lives with its owners
 
 COMMON = {
     "hidden_size": 48,

@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map
 
 from ane.convert import families
+from ane.convert.check import divergence, reference
 from ane.convert.export import export
 from ane.convert.options import Options
 from ane.runtime import open_session
 from mlxkd import compat
-from mlxkd.decode.mlx_session import MlxSession
-
-pytest.importorskip("ane.mil.package", reason="the reference runtime has no executor yet")
 
 STEPS = 200
 PROMPT = 9
@@ -33,25 +29,6 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-def reference(folder: Path, batch: int = 1) -> MlxSession:
-    """MLX in float32 on the numbers of the bundle (float16)."""
-    model, config = compat.load_model(folder)
-    model.update(tree_map(lambda a: a.astype(mx.float16).astype(mx.float32), model.parameters()))
-    return MlxSession(model, config, batch_size=batch)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def divergence(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest KL(theirs || ours) in nats."""
-    p, q = log_softmax(theirs), log_softmax(ours)
-    return float((np.exp(p) * (p - q)).sum(-1).max())
-
-
 def agrees(got: np.ndarray, expected: np.ndarray) -> bool:
     """Same greedy token; or a tie, where the two best lie within four float16 steps of each other."""
     ours, theirs = int(got.argmax()), int(expected.argmax())
@@ -65,7 +42,7 @@ def follow(folder: Path, bundle: Path, steps: int) -> tuple[int, float]:
     worst = 0.0
     for step in range(steps):
         expected, got = np.array(theirs.extend(tokens)), ours.extend(tokens)
-        worst = max(worst, divergence(got, expected))
+        worst = max(worst, divergence(expected, got))
         tokens = expected[:, -1:].argmax(-1)
         if not agrees(got[0, -1], expected[0, -1]):
             return step, worst
@@ -79,6 +56,15 @@ def test_every_family_decodes_as_mlx(family: str, toy: Any, tmp_path: Path) -> N
     same, worst = follow(folder, tmp_path / "bundle", STEPS)
     assert same == STEPS
     assert worst < 1e-3
+
+
+def test_the_divergence_is_the_textbook_one() -> None:
+    """Against scipy; log of a product rule error would show at once."""
+    from scipy.special import softmax
+    from scipy.stats import entropy
+
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 7))
+    assert divergence(a, b) == pytest.approx(entropy(softmax(a, -1), softmax(b, -1), axis=-1).max())
 
 
 def test_the_real_model_reproduces_its_published_text(stories_model: Path, tmp_path: Path) -> None:

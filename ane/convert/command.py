@@ -1,0 +1,85 @@
+"""The body of ``mlxkd export``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ane.convert.options import CHUNK_BYTES, KEEP, TARGETS, Options
+
+EPILOG = """\b
+Examples:
+  mlxkd export runs/demo/student --to coreml --out student.bundle
+  mlxkd export model --to coreml --out model.bundle --profile gpu --context 4096
+  mlxkd export model --to coreml --out model.bundle --weights ane-lut4 --check 50
+"""
+
+
+@click.command("export", epilog=EPILOG, short_help="Write a Core ML bundle of a model.")
+@click.argument("model")
+@click.option("--to", type=click.Choice(["coreml"]), default="coreml", show_default=True, help="Kind of bundle")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder, replaced when all is done")
+@click.option("--profile", type=click.Choice(["ane", "gpu"]), default="ane", show_default=True)
+@click.option("--target", type=click.Choice(TARGETS), default="iOS18", show_default=True, help="Oldest system")
+@click.option("--context", type=int, default=2048, show_default=True, help="Tokens per row, a multiple of 32")
+@click.option("--prefill", type=int, default=64, show_default=True, help="Tokens per prefill call")
+@click.option("--verify", type=int, default=0, help="Tokens per verify call (drafts + 1) [default: no such function]")
+@click.option("--batch", type=int, multiple=True, default=(1,), help="Rows; repeat for several sizes [default: 1]")
+@click.option("--kv", type=click.Choice(["state", "explicit"]), default="state", show_default=True)
+@click.option("--embedding", type=click.Choice(["host", "model"]), help="Who embeds [default: by profile]")
+@click.option("--positions", type=click.Choice(["host", "model"]), help="Who makes masks and rotary tables")
+@click.option("--head", type=click.Choice(["logits", "argmax"]), default="logits", show_default=True)
+@click.option("--head-width", type=int, help="Vocabulary rows per head convolution [default: by profile; 0: all]")
+@click.option("--chunk-bytes", type=int, default=CHUNK_BYTES, show_default=True, help="Most weight bytes per package")
+@click.option("--chunks", type=int, help="Exact number of packages")
+@click.option("--rewind", type=int, default=64, show_default=True, help="Tokens a sliding window can go back")
+@click.option("--weights", default=KEEP, show_default=True, help='"keep", "float", or a grid to quantise to')
+@click.option("--master", type=click.Path(path_type=Path), help="Float model to quantise from [default: MODEL itself]")
+@click.option("--check", "steps", type=click.IntRange(0), default=0, help="Compare so many greedy tokens with MLX")
+@click.option("--chip", help="Chip whose rules the lint applies [default: the rule table's]")
+@click.option("--strict", is_flag=True, help="Exit 1 on lint warnings too")
+def command(model: str, to: str, out: Path, steps: int, chip: str | None, strict: bool, **choices: Any) -> None:
+    """Convert MODEL, an mlx-lm folder or repository, for Core ML."""
+    from ane.convert.export import export
+    from ane.convert.progress import Bar
+
+    with Bar() as bar:
+        manifest = export(model, out, Options(**choices), bar)
+    size = sum(package.weight_bytes for package in manifest.packages)
+    click.echo(f"{out}: {len(manifest.packages)} packages, {size / 1e6:.1f} MB of weights", err=True)
+    if manifest.expected_loss:
+        losses = sorted(manifest.expected_loss.values())
+        click.echo(
+            f"quantised on export, not trained for {choices['weights']}: relative weight error median "
+            f"{losses[len(losses) // 2]:.3f}, worst {losses[-1]:.3f}; check the model's quality before shipping",
+            err=True,
+        )
+    passed = _lint(out, chip, strict) if manifest.profile == "ane" else True
+    if steps:
+        passed = _check(model, out, steps, manifest.expected_loss) and passed
+    sys.exit(0 if passed else 1)
+
+
+def _lint(out: Path, chip: str | None, strict: bool) -> bool:
+    from ane.convert.lint import lint
+
+    found = lint(out, chip)
+    for text in found.failures:
+        click.echo(f"lint failure: {text}", err=True)
+    for text in found.warnings:
+        click.echo(f"lint warning: {text}", err=True)
+    click.echo(f"predicted share on the Neural Engine: {found.share:.3f}", err=True)
+    return not found.failures and not (strict and found.warnings)
+
+
+def _check(model: str, out: Path, steps: int, lossy: dict[str, float]) -> bool:
+    from ane.convert.check import check
+
+    if lossy:
+        click.echo("the check compares with the unquantised model: differences are the quantisation's", err=True)
+    outcome = check(model, out, steps)
+    click.echo(outcome.text())
+    return outcome.passed or bool(lossy)
