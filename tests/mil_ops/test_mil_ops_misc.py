@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlxkd.errors import UserError
+
 torch = pytest.importorskip("torch")
 
 
@@ -62,3 +64,41 @@ def test_suppression_keeps_the_best_of_overlapping_boxes(call) -> None:
 def test_classify_names_the_best(call) -> None:
     label, share = call("classify", probabilities=np.array([[0.25, 0.75]], np.float32), classes=("cat", "dog"))
     assert label == "dog" and share == {"cat": 0.25, "dog": 0.75}
+
+
+HUGE = 1 << 40
+HOSTILE = {
+    "fill": {"shape": [HUGE]},
+    "tile": {"x": np.zeros(2, np.float32), "reps": [HUGE]},
+    "range_1d": {"start": np.float32(0), "end": np.float32(HUGE), "step": np.float32(1)},
+    "one_hot": {"indices": np.zeros(2, np.int32), "one_hot_vector_size": np.int64(HUGE)},
+    "pad": {"x": np.zeros(2, np.float32), "pad": [HUGE, HUGE]},
+    "random_normal": {"shape": [HUGE]},
+    "resize_bilinear": {"x": np.zeros((1, 1, 1), np.float32), "target_size_height": HUGE},
+    "upsample_nearest_neighbor": {"x": np.zeros((1, 1, 1), np.float32), "scale_factor_width": np.float32(HUGE)},
+    "add": {"x": np.zeros((1 << 20, 1), np.float32), "y": np.zeros((1, 1 << 20), np.float32)},
+    "matmul": {"x": np.zeros((1 << 20, 1), np.float32), "y": np.zeros((1, 1 << 20), np.float32)},
+    "max_pool": {
+        "x": np.zeros((1, 1, 4), np.float32),
+        "kernel_sizes": [1],
+        "pad_type": "custom",
+        "pad": [HUGE, HUGE],
+    },
+    "conv": {
+        "x": np.zeros((1, 1, 4), np.float32),
+        "weight": np.zeros((1, 1, 1), np.float32),
+        "pad_type": "custom",
+        "pad": [HUGE, 0],
+    },
+    "conv_transpose": {
+        "x": np.zeros((1, 1, 4), np.float32),
+        "weight": np.zeros((1, 1, 1), np.float32),
+        "strides": [HUGE],
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_result_beyond_memory_is_refused_before_it_is_made(call, name: str) -> None:
+    with pytest.raises(UserError, match="elements would take"):
+        call(name, **HOSTILE[name])

@@ -36,10 +36,11 @@ def _survivors(boxes: Array, scores: Array, iou: float, floor: float, per_class:
 
 
 def _suppress(
-    boxes: Array, scores: Array, iou: Any, floor: float, max_boxes: Any, per_class: bool
+    ctx: OpContext, boxes: Array, scores: Array, iou: Any, floor: float, max_boxes: Any, per_class: bool
 ) -> tuple[Array, Array, Array, Array]:
     """boxes[n, B, 4], scores[n, B, K] -> the survivors, their scores and indices, padded by 0 and -1; counts."""
     count, limit = len(boxes), int(max_boxes)
+    ctx.reserve(count * limit * (4 + scores.shape[2]))
     chosen_boxes = np.zeros((count, limit, 4), boxes.dtype)
     chosen_scores = np.zeros((count, limit, scores.shape[2]), scores.dtype)
     indices = np.full((count, limit), -1, np.int32)
@@ -65,7 +66,7 @@ def non_maximum_suppression(
 ) -> tuple[Array, Array, Array, Array]:
     """Greedy suppression by the best class score; boxes are (x, y, width, height) around their centres."""
     floor, per_class = float(score_threshold), bool(per_class_suppression)
-    return _suppress(boxes, scores, iou_threshold, floor, max_boxes, per_class)
+    return _suppress(ctx, boxes, scores, iou_threshold, floor, max_boxes, per_class)
 
 
 @op("non_maximum_suppression", versions=("ios17",))
@@ -80,7 +81,7 @@ def non_maximum_suppression_17(
 ) -> tuple[Array, Array, Array]:
     """The same with boxes in the last axis, no score threshold and no count."""
     rows, marks = np.swapaxes(boxes, 1, 2), np.swapaxes(scores, 1, 2)
-    kept = _suppress(rows, marks, iou_threshold, -np.inf, max_boxes, bool(per_class_suppression))
+    kept = _suppress(ctx, rows, marks, iou_threshold, -np.inf, max_boxes, bool(per_class_suppression))
     return np.swapaxes(kept[0], 1, 2), np.swapaxes(kept[1], 1, 2), kept[2]
 
 

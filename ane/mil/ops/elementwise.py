@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,10 @@ def _unary(function: Callable[[Array], Array]) -> Callable[..., Array]:
 
 def _binary(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
     def call(ctx: OpContext, *, x: Array, y: Array) -> Array:
-        return function(np.asarray(x), np.asarray(y))
+        x, y = np.asarray(x), np.asarray(y)
+        if x.shape != y.shape:
+            ctx.reserve(math.prod(np.broadcast_shapes(x.shape, y.shape)))
+        return function(x, y)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ def gather(
     x, batch = np.asarray(x), int(batch_dims)
     at = int(axis) % x.ndim
     positions = _positions(ctx, indices, x.shape[at])
+    ctx.reserve(positions.size * (x.size // max(x.shape[at], 1)) // max(math.prod(x.shape[:batch]), 1))
     if not batch:
         return np.take(x, positions, axis=at)
     lead = np.broadcast_shapes(x.shape[:batch], positions.shape[:batch])
@@ -62,6 +64,7 @@ def gather_nd(
     batch = int(batch_dims)
     coordinates = _coordinates(ctx, indices, x.shape[batch:])
     shared = tuple(np.arange(x.shape[i]).reshape((-1,) + (1,) * (indices.ndim - 2 - i)) for i in range(batch))
+    ctx.reserve(math.prod(indices.shape[:-1]) * math.prod(x.shape[batch + indices.shape[-1] :]))
     return x[shared + coordinates]
 
 

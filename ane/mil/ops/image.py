@@ -28,13 +28,13 @@ def upsample_nearest_neighbor(
 def resize_nearest_neighbor(ctx: OpContext, *, x: Array, target_size_height: Any, target_size_width: Any) -> Array:
     """Output pixel i reads floor(i in / out)."""
     for axis, size in ((x.ndim - 2, int(target_size_height)), (x.ndim - 1, int(target_size_width))):
-        ctx.reserve(x.size // max(x.shape[axis], 1) * size)
+        ctx.reserve(max(x.size // max(x.shape[axis], 1), 1) * size)
         x = _sampling.nearest(x, axis, np.arange(size) * x.shape[axis] // size)
     return x
 
 
 def _linear(ctx: OpContext, x: Array, axis: int, mode: str, count: int) -> Array:
-    ctx.reserve(x.size // max(x.shape[axis], 1) * count)
+    ctx.reserve(max(x.size // max(x.shape[axis], 1), 1) * count)
     return _sampling.interpolate(x, axis, _sampling.grid(mode, x.shape[axis], count))
 
 
@@ -83,7 +83,7 @@ def resize(
     count = int(resized_dims)
     dtype = x.dtype
     for axis, size in zip(range(x.ndim - count, x.ndim), integers(shape)[-count:] if count else (), strict=True):
-        ctx.reserve(x.size // max(x.shape[axis], 1) * size)
+        ctx.reserve(max(x.size // max(x.shape[axis], 1), 1) * size)
         positions = _sampling.grid(sampling_mode, x.shape[axis], size or x.shape[axis])
         if interpolation_mode == "LINEAR":
             x = _sampling.interpolate(x, axis, positions)

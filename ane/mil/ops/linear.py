@@ -15,6 +15,7 @@ Array = np.ndarray
 
 def _product(ctx: OpContext, x: Array, y: Array) -> Array:
     """x @ y; integers stay integers, which a float backend could not hold exactly."""
+    ctx.reserve(x.size // max(x.shape[-1], 1) * (y.shape[-1] if y.ndim > 1 else 1))
     if x.dtype.kind == "f" and y.dtype.kind == "f":
         return ctx.xp.matmul(x, y)
     return np.matmul(x, y)
@@ -47,6 +48,7 @@ def einsum(ctx: OpContext, *, values: tuple[Array, ...], equation: str) -> Array
     for term, value in zip(letters, values, strict=True):
         for letter, size in zip(term, value.shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))
+    ctx.reserve(math.prod(sizes[letter] for letter in result))
     whole = [
         np.broadcast_to(value, tuple(sizes[letter] for letter in term))
         for term, value in zip(letters, values, strict=True)
@@ -63,6 +65,7 @@ def scaled_dot_product_attention(
     A boolean mask says which keys take part; a row that may see none gives NaN, as the formula does.
     """
     scale = np.float32(1.0 / math.sqrt(query.shape[-1]))
+    ctx.reserve(query.size // query.shape[-1] * key.shape[-2])
     scores = ctx.xp.matmul(query * scale, np.swapaxes(key, -1, -2))
     if attn_mask is not None:
         mask = np.asarray(attn_mask)

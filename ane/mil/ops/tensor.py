@@ -38,7 +38,7 @@ def range_1d(ctx: OpContext, *, end: Any, start: Any, step: Any) -> Array:
 @op("band_part", versions=("ios15",))
 def band_part(ctx: OpContext, *, x: Array, lower: Any = -1, upper: Any = -1) -> Array:
     """Zero outside the band of ``lower`` diagonals below and ``upper`` above (negative: all of them)."""
-    rows, columns = np.indices(x.shape[-2:])
+    rows, columns = np.ogrid[: x.shape[-2], : x.shape[-1]]
     keep = np.ones(x.shape[-2:], bool)
     if int(lower) >= 0:
         keep &= rows - columns <= int(lower)
@@ -113,6 +113,6 @@ def one_hot(
 ) -> Array:
     """A new ``axis`` that is on_value at each index and off_value elsewhere (everywhere for an index outside)."""
     at = int(axis) % (np.ndim(indices) + 1)
-    ctx.reserve(np.size(indices) * int(one_hot_vector_size))
+    ctx.reserve(max(np.size(indices), 1) * int(one_hot_vector_size))
     classes = np.arange(int(one_hot_vector_size)).reshape((-1,) + (1,) * (np.ndim(indices) - at))
     return np.where(np.expand_dims(indices, at) == classes, np.asarray(on_value), np.asarray(off_value))
