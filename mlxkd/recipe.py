@@ -75,6 +75,9 @@ class Data(Section):
     mix: tuple[float, ...] | None = Field(None, description="share of the batches each shape gets")
     too_long: Literal["truncate", "skip"] = Field("truncate", description="conversations beyond the longest shape")
     turns: Literal["all", "last"] = Field("all", description="assistant turns that carry loss")
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="loss factors by kind of span: name, value, evidence, preamble, ..."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:

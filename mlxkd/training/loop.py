@@ -19,6 +19,7 @@ from mlxkd import quant
 from mlxkd.data.batching import Batches
 from mlxkd.errors import UserError
 from mlxkd.losses.forms import Targets
+from mlxkd.losses.latency.collect import inputs_for
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
@@ -51,6 +52,7 @@ class Trainer:
         folder: for the checkpoints "last" and "best".
         data: hash of the training examples.
         validate: called with the student; returns figures, "loss" among them.
+        tokenizer: mlx-lm's wrapper; only the latency losses ask for it.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Trainer:
     data: str
     validate: Callable[[nn.Module], Values]
     callbacks: Sequence[Callback] = ()
+    tokenizer: Any = None
     position: state.Position = field(init=False)
     optimizer: optim.MultiOptimizer = field(init=False)
 
@@ -160,8 +163,10 @@ class Trainer:
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
             targets: Targets | None = self.teacher.targets(batch) if self.teacher else None
+            inputs = inputs_for(self.terms, batch, self.batches.examples, self.split, self.tokenizer)
+            progress = step / self.recipe.training.steps
             found = loss_and_gradients(
-                self.student, self.split, batch, targets, self.terms, progress=step / self.recipe.training.steps
+                self.student, self.split, batch, targets, self.terms, progress=progress, inputs=inputs
             )
             gradients = found.gradients if gradients is None else tree_map(mx.add, gradients, found.gradients)
             mx.eval(gradients)

@@ -132,6 +132,7 @@ def _train_one(
         folder=folder / "checkpoints" / name,
         data=setup.data,
         validate=lambda model: _validate(setup, model),
+        tokenizer=setup.tokenizer,
     )
     if resume and (trainer.folder / "last" / state.FACTS).exists():
         trainer.resume()

@@ -75,8 +75,10 @@ def prepare(recipe: Recipe) -> Setup:
     teacher = to_fast_dtype(teacher)
     teacher.freeze()
     records, valid_records, cases = _records(recipe)
-    options = RenderOptions(turns=recipe.data.turns)
-    train, valid = (render_all(part, tokenizer, options) for part in (records, valid_records))
+    turns = recipe.data.turns
+    train = render_all(records, tokenizer, RenderOptions(turns=turns, weights=recipe.data.weights))
+    # Validation figures keep their meaning whatever the weights.
+    valid = render_all(valid_records, tokenizer, RenderOptions(turns=turns))
     student, config = _student(recipe, teacher, teacher_config, tokenizer, train)
     batches = _batches(recipe, train, recipe.seed)
     plan = quant.plan_for(student, recipe.quantisation.grid, recipe.quantisation.rules)
