@@ -157,11 +157,10 @@ def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, 
     student = setup.student
     models: dict[str, tuple[str, nn.Module]] = {"teacher": ("teacher", setup.teacher)}
     with _float(student):
-        models["float"] = ("student, float", quant.clone(student))
-    grid = setup.recipe.quantisation.grid
-    models["student"] = (f"student, {grid}", _packed(student, setup.config))
+        models["float"] = ("student, unpacked", quant.clone(student))
+    models["student"] = ("student", _packed(student, setup.config))
     if twin is not None:
-        models["baseline"] = (f"without teacher, {grid}", _packed(twin, setup.config))
+        models["baseline"] = ("twin without teacher", _packed(twin, setup.config))
     answers = sum(len(cases) for cases in setup.cases.values())
     steps = len(models) * (answers + 1)
     with Progress(console=console) as progress:

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlxkd.data.example import Example
@@ -55,7 +56,7 @@ def save(folder: Path, position: Position, model: nn.Module, optimizer: Optimize
     """Write a checkpoint; the previous one stays until the new one is whole."""
     arrays = {f"model.{k}": v for k, v in leaves(model.parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in leaves(optimizer.state)}
-    arrays |= {f"random.{i}": v for i, v in enumerate(_random_state())}
+    arrays["random"] = random_key()
     with atomic_folder(folder) as temporary:
         try:
             mx.save_safetensors(str(temporary / ARRAYS), arrays)
@@ -64,9 +65,16 @@ def save(folder: Path, position: Position, model: nn.Module, optimizer: Optimize
         (temporary / FACTS).write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
 
 
-def _random_state() -> list[mx.array]:
-    """MLX's global random state, the very list it works on."""
-    return mx.random.state  # type: ignore[return-value]
+def random_key() -> mx.array:
+    """MLX's global random key, uint32 [2]."""
+    key: mx.array = next(iter(mx.random.state))  # type: ignore[call-overload]
+    return key
+
+
+def set_random_key(key: mx.array) -> None:
+    """Restore it: ``mx.random.seed`` splits a 64-bit seed into exactly these two words, high word first."""
+    high, low = (int(word) for word in np.array(key))
+    mx.random.seed((high << 32) | low)
 
 
 def peek(folder: Path) -> Position:
@@ -95,7 +103,7 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) 
     if optimizer is not None:
         optimizer.init(model.trainable_parameters())
         optimizer.state = part("optimizer.")
-        _random_state()[:] = part("random.")
+        set_random_key(flat["random"])
     mx.eval(model.parameters())
     return position
 

@@ -15,17 +15,17 @@ from mlxkd.training.callbacks import Values, read_metrics
 from mlxkd.training.run import Contender, RunResult, gap_closed, to_json
 
 ROWS = {
-    "all/exact": "answers exactly right",
-    "known/exact": "… everyday tools, unseen wording and values",
-    "composed/exact": "… tools in unseen combinations",
-    "all/exact_calls": "calls exactly right",
+    "all/exact": "exactly right answers",
+    "known/exact": "- tools known, wording new",
+    "composed/exact": "- tools never seen",
+    "all/exact_calls": "exactly right calls",
     "all/name": "right tool",
-    "all/arguments": "right arguments",
-    "all/schema_valid": "calls valid under their schema",
-    "all/false_calls": "calls where none was wanted",
-    "top1": "most likely token is the teacher's",
-    "kl": "KL to the teacher",
-    "nll": "NLL of held-out answers",
+    "all/arguments": "right tool and arguments",
+    "all/schema_valid": "valid under the schema",
+    "all/false_calls": "calls where none wanted",
+    "top1": "teacher's token on top",
+    "kl": "KL to the teacher (nats)",
+    "nll": "NLL of answers (nats)",
 }
 SAMPLES = 6
 
@@ -45,8 +45,9 @@ def rows(result: RunResult) -> list[tuple[str, list[Metric | None]]]:
 
 def terminal_table(result: RunResult) -> RichTable:
     """The table that a run prints."""
-    table = RichTable(title=f"{result.recipe.name}: measured on {device_name()}", title_justify="left")
-    table.add_column("")
+    title = f"{result.recipe.name}: measured on {device_name()}; students packed on {result.recipe.quantisation.grid}"
+    table = RichTable(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
     for contender in result.contenders.values():
         table.add_column(contender.title, justify="right")
     table.add_row("parameters", *[f"{c.parameters:,}" for c in result.contenders.values()])
