@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import mlxkd  # noqa: F401  loads a fast BLAS before any test module imports mlx
+
 SHARED = Path(os.environ.get("MLXKD_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
 
 
