@@ -268,3 +268,19 @@ def gptq(model: nn.Module, config: dict[str, Any], rows: mx.array, *, bits: int,
         from mlx_lm.quant.gptq import gptq_quantize
     _, quantization = _quietly(gptq_quantize, model, rows, bits, group, bits, group)
     return {**copy.deepcopy(config), "quantization": quantization}
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    scale: float,
+    dropout: float,
+    layers: int | None,
+    keys: Any,
+    dora: bool,
+) -> None:
+    """Replace linear layers of the last ``layers`` blocks (None: all) by mlx-lm's LoRA or DoRA layers, in place."""
+    with open_file_limit_kept():
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+    options = {"rank": rank, "scale": scale, "dropout": dropout} | ({} if keys is None else {"keys": set(keys)})
+    linear_to_lora_layers(model, len(model.layers) if layers is None else layers, options, use_dora=dora)

@@ -187,9 +187,9 @@ def run(
     sums = [mx.zeros(()) for _ in plan.terms]
     downs: list[mx.array] = []
     totals: list[mx.array] = []
-    for start in range(0, hidden.shape[0], rows):
-        part = slice(start, start + rows)
-        arrays = {name: said.chunk(start, min(start + rows, hidden.shape[0])) for name, said in targets.items()}
+    for start, stop in _cuts(hidden.shape[0], rows, targets):
+        part = slice(start, stop)
+        arrays = {name: said.chunk(start, stop) for name, said in targets.items()}
         inputs = {name: value[part] for name, value in data.inputs.items()}
         chunk = Chunk(data.labels[part], data.weights[part], arrays, data.live, inputs)
         values, slope = chunk_loss(plan, head.project(hidden[part]), chunk)
@@ -201,3 +201,16 @@ def run(
             totals = [a + b for a, b in zip(totals, steps, strict=True)] if totals else steps
         mx.eval(sums, downs[-1:], totals)
     return HeadGradients(sums, mx.concatenate(downs) if gradients else None, totals)
+
+
+def _cuts(count: int, rows: int, targets: dict[str, Targets]) -> Iterator[tuple[int, int]]:
+    """Borders of the chunks; targets that join positions into groups say where a cut is allowed."""
+    allowed = [borders for said in targets.values() if (borders := getattr(said, "borders", None)) is not None]
+    start = 0
+    while start < count:
+        stop = min(start + rows, count)
+        for borders in allowed:
+            before = borders[(borders > start) & (borders <= stop)]
+            stop = int(before[-1]) if before.size else int(borders[borders > start][0])
+        yield start, stop
+        start = stop

@@ -12,8 +12,10 @@ import numpy as np
 from mlxkd.data.batching import Batch
 from mlxkd.errors import UserError
 from mlxkd.losses.chunk import Chunk, Plan
+from mlxkd.losses.cross import Cross
 from mlxkd.losses.forms import Targets
 from mlxkd.losses.head import CHUNK_BYTES, HeadGradients, chunk_rows, products, run
+from mlxkd.losses.hidden import HiddenMatch
 from mlxkd.losses.term import Term, checked
 from mlxkd.students.split import Split
 
@@ -45,6 +47,7 @@ def loss_and_gradients(
     *,
     progress: float = 0.0,
     inputs: Mapping[str, np.ndarray] | None = None,
+    hidden_match: tuple[HiddenMatch, Sequence[mx.array]] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Step:
     """Gradients of the SUM of the loss over the batch's supervised positions, divided by ``normaliser``.
@@ -58,6 +61,8 @@ def loss_and_gradients(
         normaliser: the global weight sum when it is known beforehand, else 1.
         progress: share of the training done, for losses that move with it.
         inputs: per-position arrays [N, ...] that terms name in their ``INPUTS``, for ``batch.supervised``.
+        hidden_match: what hidden states to match, with the teacher's states [N, Dt] of each pair of layers
+            (``LocalTeacher.states``). ``model`` may be a module that holds student and projectors.
         chunk_bytes: memory that the vocabulary-wide arrays may take.
 
     Raises:
@@ -65,10 +70,12 @@ def loss_and_gradients(
     """
     work = _Work(split, batch, targets, checked(terms), progress, inputs or {}, chunk_bytes)
     found: list[HeadGradients] = []
+    matched: list[mx.array] = []
 
-    def surrogate(inputs: mx.array) -> mx.array:
+    def surrogate(tokens: mx.array) -> mx.array:
         # Its gradient is the loss's: the head's share is computed chunk by chunk on untraced copies.
-        hidden = work.gather(split.hidden(inputs))
+        states, extra = _student_states(split, tokens, hidden_match)
+        hidden = work.gather(states)
         mx.eval(hidden)
         result = work.run(_untraced(hidden))
         assert result.hidden is not None
@@ -76,10 +83,26 @@ def loss_and_gradients(
         total = mx.sum(hidden * (result.hidden / normaliser).astype(hidden.dtype))
         for variable, gradient in zip(work.head.variables(), result.variables, strict=True):
             total = total + mx.sum(variable * (gradient / normaliser).astype(variable.dtype))
+        if hidden_match:
+            match, theirs = hidden_match
+            matched.append(match.loss([work.gather(x) for x in extra], theirs, work.data.weights))
+            total = total + matched[0] * (match.weight / normaliser)
         return total
 
     _, gradients = nn.value_and_grad(model, surrogate)(mx.array(batch.inputs))
-    return Step(work.sums(found[0]), gradients, float(work.weights.sum()))
+    sums = work.sums(found[0])
+    if hidden_match:
+        sums[hidden_match[0].key] = mx.stop_gradient(matched[0])
+        sums["loss"] = sums["loss"] + sums[hidden_match[0].key] * hidden_match[0].weight
+    return Step(sums, gradients, float(work.weights.sum()))
+
+
+def _student_states(
+    split: Split, tokens: mx.array, match: tuple[HiddenMatch, Sequence[mx.array]] | None
+) -> tuple[mx.array, list[mx.array]]:
+    if match is None:
+        return split.hidden(tokens), []
+    return split.states(tokens, [ours for ours, _ in match[0].layers])
 
 
 def loss_values(
@@ -193,7 +216,7 @@ def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[st
 
 def _vocabulary(rows: int, targets: dict[str, Targets]) -> int:
     """Token ids that student and teachers share."""
-    sizes = {said.vocabulary for said in targets.values()}
+    sizes = {said.vocabulary for said in targets.values() if not isinstance(said.form, Cross)}
     if len(sizes) > 1:
         raise UserError(f"teachers with different vocabularies: {sorted(sizes)}", where="targets")
     vocabulary = sizes.pop() if sizes else rows

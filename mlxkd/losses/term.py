@@ -67,7 +67,7 @@ class Term:
     @property
     def needs_teacher(self) -> bool:
         """Whether it reads a teacher's distribution."""
-        return bool(self.module.NEEDS == "teacher")
+        return self.module.NEEDS in ("teacher", "aligned")
 
     @property
     def factor(self) -> float:

@@ -6,7 +6,7 @@ the model itself before anything trusts it, and a family that it would get wrong
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,25 @@ class Split:
         states: mx.array = self.backbone(inputs)
         return states
 
+    def states(self, inputs: mx.array, layers: Sequence[int]) -> tuple[mx.array, list[mx.array]]:
+        """Hidden states as ``hidden`` gives them, and the outputs [B, S, D] of chosen layers (-1: those states).
+
+        Raises:
+            UserError: a layer that does not exist, or a family whose layers return more than their states.
+        """
+        blocks = self.backbone.layers
+        if any(not -1 <= i < len(blocks) for i in layers):
+            raise UserError(f"layers are numbered 0 to {len(blocks) - 1}, or -1, not {list(layers)}", where="hidden")
+        found: dict[int, Any] = {}
+        self.backbone.layers = [_Recorder(b, i, found) if i in layers else b for i, b in enumerate(blocks)]
+        try:
+            found[-1] = self.hidden(inputs)
+        finally:
+            self.backbone.layers = blocks
+        if any(not isinstance(found.get(i), mx.array) for i in layers):
+            raise _refusal(self.model, "its layers return more than hidden states")
+        return found[-1], [found[i] for i in layers]
+
     def _verified(self, name: str, candidates: list[Head]) -> Head:
         tokens = mx.array([[1, 2, 3, 5, 7, 4, 2, 6]]) % candidates[0].rows
         hidden, full = self.hidden(tokens), self.model(tokens)
@@ -109,6 +128,20 @@ class Split:
         finally:
             setattr(self.owner, name, self.backbone)
         return _close(head(large), full)
+
+
+class _Recorder:
+    """Stands in for a layer for one call and keeps what it returns."""
+
+    def __init__(self, layer: nn.Module, number: int, found: dict[int, Any]):
+        self._layer, self._number, self._found = layer, number, found
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self._found[self._number] = self._layer(*arguments, **options)
+        return self._found[self._number]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
 
 
 class _Fixed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -33,3 +35,10 @@ class LocalTeacher:
         hidden = states.reshape(-1, states.shape[-1])[mx.array(at)]
         mx.eval(hidden)
         return DenseTargets(hidden, self.split.head, self.vocabulary)
+
+    def states(self, batch: Batch, layers: Sequence[int]) -> list[mx.array]:
+        """Hidden states [N, Dt] of ``layers`` (-1: those that enter the head) at the supervised positions."""
+        _, found = self.split.states(mx.array(batch.inputs), layers)
+        states = [x.reshape(-1, x.shape[-1])[mx.array(batch.supervised)] for x in found]
+        mx.eval(states)
+        return states

@@ -1,0 +1,87 @@
+"""Hidden-state matching with learned projectors.
+
+1 - cos(W h_s, h_t) or the mean squared difference, at chosen layers, over the supervised positions alone. The
+projectors are a module: put it beside the student in one module and its parameters train, save and resume with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxkd.errors import UserError
+
+KINDS = ("cosine", "mse")
+FINAL = -1  # the post-norm states that enter the head
+
+
+class Projectors(nn.Module):
+    """One matrix without bias per pair of layers, [Dt, Ds]; the identity where the widths are equal.
+
+    Args:
+        pairs: how many.
+        student_width, teacher_width: Ds and Dt.
+    """
+
+    def __init__(self, pairs: int, student_width: int, teacher_width: int):
+        super().__init__()
+        start = mx.eye(teacher_width, student_width)
+        if student_width != teacher_width:
+            start = mx.random.normal(start.shape) * student_width**-0.5
+        self.weights = [start for _ in range(pairs)]
+
+
+@dataclass(frozen=True)
+class HiddenMatch:
+    """What to match.
+
+    Args:
+        layers: (student layer, teacher layer) pairs; -1 is the state that enters the head.
+        projectors: one per pair.
+        kind: "cosine" or "mse".
+        weight: factor in the loss.
+
+    Raises:
+        UserError: an unknown kind, no pair, or projectors of another number.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    projectors: Projectors
+    kind: str = "cosine"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}", where="loss.hidden")
+        if not self.layers or len(self.layers) != len(self.projectors.weights):
+            raise UserError(
+                f"{len(self.layers)} pairs of layers and {len(self.projectors.weights)} projectors", where="loss.hidden"
+            )
+
+    @property
+    def key(self) -> str:
+        """Its name in logs."""
+        return f"hidden_{self.kind}"
+
+    def loss(self, student: Sequence[mx.array], teacher: Sequence[mx.array], weights: mx.array) -> mx.array:
+        """Weighted sum over positions and pairs.
+
+        Args:
+            student, teacher: per pair [N, Ds] and [N, Dt].
+            weights: float32 [N].
+        """
+        total = mx.zeros(())
+        for h, t, w in zip(student, teacher, self.projectors.weights, strict=True):
+            values = _distance(self.kind, h.astype(mx.float32) @ w.T, t.astype(mx.float32))
+            total = total + mx.sum(values * weights)
+        return total
+
+
+def _distance(kind: str, a: mx.array, b: mx.array) -> mx.array:
+    if kind == "mse":
+        return mx.mean(mx.square(a - b), axis=-1)
+    lengths = mx.linalg.norm(a, axis=-1) * mx.linalg.norm(b, axis=-1)
+    return 1 - mx.sum(a * b, axis=-1) / mx.maximum(lengths, 1e-8)
