@@ -1,0 +1,122 @@
+"""The body of ``mlxkd quantize``: post-training quantisation and mixed-precision proposals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import mlx.core as mx
+import numpy as np
+
+from mlxkd import compat
+from mlxkd.data.records import load_records
+from mlxkd.data.render import render_all
+from mlxkd.errors import UserError
+from mlxkd.quant.baselines import DWQ_RATE, post_training
+from mlxkd.quant.grids import grid
+from mlxkd.quant.modules import master_shape
+from mlxkd.quant.pack import Packed, save_student
+from mlxkd.quant.plan import quantisable
+from mlxkd.quant.propose import CANDIDATES, Proposal, propose
+
+EPILOG = """\b
+Examples:
+  mlxkd quantize model out --grid mlx-affine4-g64
+  mlxkd quantize model out --grid "mlx-affine4-g32|float" --rule "*embed*=mlx-affine8-g32"
+  mlxkd quantize model out --budget 3.5bpw --data texts.jsonl
+  mlxkd quantize model out --method dwq --data texts.jsonl --rate 1e-4
+"""
+
+
+def parse_budget(text: str) -> float:
+    """ "3.5bpw" or "3.5" as bits per weight.
+
+    Raises:
+        UserError: anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:bpw)?", text.strip())
+    if not found:
+        raise UserError(f"{text!r} is no budget", hint="write bits per weight, e.g. --budget 3.5bpw")
+    return float(found[1])
+
+
+def parse_rules(rules: tuple[str, ...]) -> list[tuple[str, str]]:
+    """PATTERN=GRID pairs.
+
+    Raises:
+        UserError: a rule without "=".
+    """
+    bad = [rule for rule in rules if "=" not in rule]
+    if bad:
+        raise UserError(f"{bad[0]!r} is no rule", hint='write "PATTERN=GRID", e.g. --rule "*embed*=mlx-affine8-g64"')
+    return [(pattern, name) for pattern, _, name in (rule.partition("=") for rule in rules)]
+
+
+def token_rows(data: Path | None, tokenizer: Any, rows: int, width: int) -> np.ndarray | None:
+    """Calibration tokens int32 [rows, width] from training data, in its order; None without data.
+
+    Raises:
+        UserError: too little text for one row.
+    """
+    if data is None:
+        return None
+    stream = np.concatenate([example.tokens for example in render_all(load_records(data), tokenizer)])
+    count = min(rows, len(stream) // width)
+    if not count:
+        raise UserError(f"{len(stream)} tokens do not fill a row of {width}", where=str(data), hint="lower --width")
+    return stream[: count * width].reshape(count, width).astype(np.int32)
+
+
+@click.command("quantize", epilog=EPILOG, short_help="Quantise a model after training, or within a size budget.")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--grid", "grid_name", default="mlx-affine4-g64", show_default=True, help='Grid, or "a|b|float".')
+@click.option("--method", type=click.Choice(["rtn", "dwq", "awq", "gptq"]), default="rtn", show_default=True)
+@click.option("--rule", "rules", multiple=True, metavar="PATTERN=GRID", help="Exception for layers; repeatable.")
+@click.option("--budget", help="Bits per weight: choose a grid for each layer by sensitivity, e.g. 3.5bpw.")
+@click.option("--data", type=click.Path(path_type=Path), help="Calibration text, as for training.")
+@click.option("--rows", type=click.IntRange(1), default=64, show_default=True, help="Calibration rows.")
+@click.option("--width", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a row.")
+@click.option("--rate", type=float, default=DWQ_RATE, show_default=True, help="Learning rate of dwq.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def command(model: str, out: Path, rules: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Write a quantised mlx-lm folder. Training on the grid (`mlxkd train`) keeps more; see docs/quantisation.md."""
+    folder = compat.resolve_model(model)
+    loaded, tokenizer, config = compat.load(folder)
+    calibration = token_rows(given["data"], tokenizer, given["rows"], given["width"])
+    pairs, proposal = parse_rules(rules), None
+    name = given["grid_name"]
+    if given["budget"]:
+        if calibration is None or given["method"] != "rtn" or pairs:
+            raise UserError("--budget needs --data, and goes with neither --rule nor another --method than rtn")
+        batches = [mx.array(calibration[i : i + 8]) for i in range(0, len(calibration), 8)]
+        proposal = propose(loaded, batches, parse_budget(given["budget"]), CANDIDATES)
+        name, pairs = "float", proposal.rules()
+    sizes = {path: master_shape(module) for path, module in quantisable(loaded).items()}
+    packed = post_training(loaded, config, name, given["method"], rules=pairs, rows=calibration, rate=given["rate"])
+    save_student(out, packed, folder, {"method": given["method"]})
+    summary = {"out": str(out), "bits_per_weight": average_bits(packed, sizes), "grids": packed.grids}
+    if proposal:
+        summary["divergence"] = proposal.divergence
+    click.echo(json.dumps(summary, indent=2) if as_json else _words(summary, proposal))
+
+
+def average_bits(packed: Packed, sizes: dict[str, tuple[int, ...]]) -> float:
+    """Stored bits per weight over the quantisable layers; float ones at 16."""
+    bits, total = 0.0, 0
+    for path, shape in sizes.items():
+        size = int(np.prod(shape))
+        bits += size * (grid(packed.grids[path]).bits_per_weight(shape) if path in packed.grids else 16)
+        total += size
+    return bits / total
+
+
+def _words(summary: dict[str, Any], proposal: Proposal | None) -> str:
+    lines = [f"{summary['out']}: {summary['bits_per_weight']:.3g} bits per weight"]
+    if proposal:
+        lines += [f"  {name:18} {layer}" for layer, name in proposal.plan.items()]
+        lines.append(f"estimated divergence from the float model: {proposal.divergence:.4g} nats per token (measured)")
+    return "\n".join(lines)
