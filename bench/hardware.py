@@ -193,3 +193,9 @@ def preflight(run: Run = run_tool) -> Conditions:
         "swapping": swapping(run),
     }
     return Conditions(**found, problems=judge(found))
+
+
+def cpu_chip() -> str:
+    """Generation of this Mac's chip ("m4"), or an empty string elsewhere."""
+    found = re.search(r"^Apple (M\d+)", runtime.cpu_name())
+    return found[1].lower() if found else ""

@@ -77,6 +77,7 @@ class Report(Strict):
     targets: list[Target]
     rounds: list[Round]
     quality: dict[str, dict[str, list[float]]] = {}
+    answers: dict[str, list[str]] = {}
     residency: dict[str, dict[str, Any]] = {}
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     policy: str = POLICY

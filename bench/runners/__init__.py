@@ -1,0 +1,1 @@
+"""Runners: each module measures one kind of target and is named after it."""
