@@ -26,7 +26,6 @@ Examples:
 def agreement(mlx: str, bundle: str, load: Load) -> list[agreements.Agreement]:
     """Both backends over the workload's prompts, along the MLX model's greedy answers."""
     from ane.runtime import open_session
-
     from mlxkd import compat
     from mlxkd.decode.mlx_session import MlxSession
 

@@ -42,7 +42,8 @@ def jobs(targets: tuple[str, ...], given: dict[str, Any], passes: int = 1) -> di
             name += "'"
         found[name] = Job(
             kind=rounds.kind_of(location), location=location, workload=given["workload"],
-            max_tokens=given["max_tokens"], requests=given["requests"], records=given["records"] and str(given["records"]),
+            max_tokens=given["max_tokens"], requests=given["requests"],
+            records=given["records"] and str(given["records"]),
             batch=batch_policy(given["batch_policy"]), draft=given["draft"], model=given["model"], seed=given["seed"],
             passes=passes,
         )  # fmt: skip

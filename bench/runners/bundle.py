@@ -15,7 +15,6 @@ REFERENCE = "reference runtime: says nothing about the speed of Core ML"
 def run(job: Job) -> Outcome:
     """Open the bundle and measure one round."""
     from ane.runtime import open_session
-
     from mlxkd import compat
     from mlxkd.runtime import cpu_name, usable_cores
 
