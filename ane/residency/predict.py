@@ -167,7 +167,7 @@ def _place(op: Op, share: float, scene: Scene, fatal: Finding | None, known: Seq
             f"planned there by {seen.count} of {seen.of} such operations on a real {seen.chip} (rule said: {reason})"
         )
     notes = tuple(h for h in hits if h is not first and h.rule != "R10")
-    return Placement(
-        op.type, op.node.name, device, share, first.rule, reason, first.fix if device != "ANE" else "", confidence,
-        source, notes,
-    )  # fmt: skip
+    # Core ML's plan names operations by their first output.
+    name = op.node.outputs[0][0] if op.node.outputs else op.node.name
+    fix = first.fix if device != "ANE" else ""
+    return Placement(op.type, name, device, share, first.rule, reason, fix, confidence, source, notes)

@@ -246,8 +246,23 @@ def macs(op: Op) -> int:
     return 0
 
 
+IN_PLACE = ("read_state", "write_state", "coreml_update_state")
+READS_A_PART = ("gather", "gather_along_axis", "gather_nd", "slice_by_index", "slice_by_size")
+
+
+def moved_bytes(op: Op) -> int:
+    """Bytes of one run: all that goes in and out, weights as stored; states in place, parts for what reads a part."""
+    if op.type in IN_PLACE:
+        return 0
+    if op.type == "slice_update":
+        update = op.operand("update")
+        return 2 * tensor_bytes(update.tensor) if update and update.tensor else 0
+    if op.type in READS_A_PART:
+        return 2 * sum(tensor_bytes(t) for t in op.results)
+    weights = sum(stored_bytes(o) for o in op.operands if o.constant)
+    return weights + sum(tensor_bytes(t) for t in op.tensors)
+
+
 def cost(op: Op) -> float:
     """Seconds a nominal Neural Engine would need: the slower of moving the bytes and doing the sums."""
-    moved = sum(tensor_bytes(t) for t in op.tensors)
-    weights = sum(stored_bytes(o) for o in op.operands if o.constant)
-    return max((moved + weights) / BYTES_PER_SECOND, macs(op) / MACS_PER_SECOND)
+    return max(moved_bytes(op) / BYTES_PER_SECOND, macs(op) / MACS_PER_SECOND)

@@ -30,7 +30,8 @@ def agreement(mlx: str, bundle: str, load: Load) -> list[agreements.Agreement]:
     from mlxkd.decode.mlx_session import MlxSession
 
     model, tokenizer, config = compat.load(mlx)
-    first, second = MlxSession(model, config), open_session(Path(bundle), batch=1)
+    first: Any = MlxSession(model, config)
+    second: Any = open_session(Path(bundle), batch=1)
     if first.vocab_size != second.vocab_size:
         raise UserError(
             f"the vocabularies differ: {first.vocab_size} and {second.vocab_size} tokens",

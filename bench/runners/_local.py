@@ -23,14 +23,16 @@ from mlxkd.runtime import peak_process_memory
 
 DRAFTED = 4  # n-gram drafts per step; verification of so few costs about one step
 CACHE_BYTES = 1 << 28
-MODES = (1, 2, 4)
 
 
 class Local:
-    """A loaded target: opens sessions, renders prompts, reads calls."""
+    """A loaded target: opens sessions, renders prompts, reads calls.
 
-    def __init__(self, tokenizer: Any, open_session: Any):
-        self.tokenizer, self.open_session = tokenizer, open_session
+    ``batches`` are the numbers of rows worth trying when the batch is chosen automatically.
+    """
+
+    def __init__(self, tokenizer: Any, open_session: Any, batches: Sequence[int] = (1, 2, 4)):
+        self.tokenizer, self.open_session, self.batches = tokenizer, open_session, tuple(batches)
         self.prompts = Prompts(tokenizer)
         self.parser: Parser | None = parser_for(tokenizer) if self.prompts.has_template else None
 
@@ -109,7 +111,7 @@ def _best_batch(local: Local, job: Job, load: Load) -> tuple[int, dict[str, floa
     """The batch with which the queue's 95th completion comes first, on the first eight requests."""
     tried = {}
     cases = load.cases[:8]
-    for batch in MODES:
+    for batch in local.batches:
         session = local.open_session(batch)
         drive(local, local.engine(session, job, load), load, cases[:batch], job.seed)
         session.rewind([0] * batch)

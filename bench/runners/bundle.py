@@ -14,6 +14,7 @@ REFERENCE = "reference runtime: says nothing about the speed of Core ML"
 
 def run(job: Job) -> Outcome:
     """Open the bundle and measure one round."""
+    from ane.convert.bundle import read_manifest
     from ane.runtime import open_session
     from mlxkd import compat
     from mlxkd.runtime import cpu_name, usable_cores
@@ -22,7 +23,8 @@ def run(job: Job) -> Outcome:
     open_session(Path(job.location), batch=1)
     seconds = time.perf_counter() - started
     tokenizer = compat.load_tokenizer(Path(job.location), {})
-    local = Local(tokenizer, lambda batch: open_session(Path(job.location), batch=batch))
+    batches = read_manifest(job.location).batches
+    local = Local(tokenizer, lambda batch: open_session(Path(job.location), batch=batch), batches)
     mac = sys.platform == "darwin"
     device = f"{cpu_name()} ({'Core ML' if mac else f'MIL runtime, {usable_cores()} cores'})"
     found = measure(local, job, load_seconds=seconds, device=device, backend="coreml" if mac else "mil")

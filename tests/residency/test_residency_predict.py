@@ -93,6 +93,19 @@ def test_shares_are_weighed_by_cost_and_sum_to_one(result: Residency) -> None:
     assert by_name["conv"] / by_name["block_conv"] == pytest.approx((8192 + moved) / (4096 + 256 + moved), rel=0.02)
 
 
+def test_states_and_parts_cost_what_they_move() -> None:
+    """A slice of a large tensor costs the slice, a state in place nothing: closed forms over the types."""
+    from ane.mil.program import Node
+    from ane.mil.types import TensorType
+    from ane.residency.program import Op, Operand, moved_bytes
+
+    large, small = TensorType("fp16", (8, 1024)), TensorType("fp16", (1, 32))
+    given = {"x": (Operand("x", large),), "update": (Operand("u", small),)}
+    for kind, wanted in (("read_state", 0), ("slice_update", 128), ("gather", 128), ("relu", 2 * (8 * 1024 + 2 * 32))):
+        op = Op(Node(kind, kind, {}, ()), given, (small,), (), False)
+        assert moved_bytes(op) == wanted
+
+
 def test_segments_count_the_changes_of_device(result: Residency) -> None:
     segments = result.functions[0].segments
     assert sum(n for _, n in segments) == len(result.functions[0].placements)
@@ -130,6 +143,26 @@ def calibrated(folder: Path, **changes: Any) -> Path:
     path = folder / "m4.json"
     path.write_text(json.dumps(fields | changes))
     return path
+
+
+@pytest.fixture(scope="module")
+def bundle(stories_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model, exported with the profile for the Neural Engine."""
+    from ane.convert.export import export
+    from ane.convert.options import Options
+
+    out = tmp_path_factory.mktemp("bundle") / "b"
+    export(stories_model, out, Options(context=128, prefill=8))
+    return out
+
+
+def test_our_own_bundle_is_predicted_resident_and_every_exception_is_named(bundle: Path) -> None:
+    for target in ("m1", "m4"):
+        found = predict(bundle, target)
+        assert set(found.by_function()) == {"prefill", "decode"} and found.share >= 0.95
+        for function in found.functions:
+            # Only the index arithmetic of the cache's write position is left to the CPU.
+            assert {(p.op, p.rule) for p in function.exceptions} <= {("concat", "R3"), ("add", "R3")}
 
 
 def test_real_plans_correct_the_rules_and_say_so(naive: Path, tmp_path: Path) -> None:
