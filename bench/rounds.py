@@ -19,6 +19,7 @@ from bench.results import Report, Round, Target
 from bench.runners._job import Job, Outcome
 from mlxkd.errors import UserError
 from mlxkd.files import file_hash
+from mlxkd.runtime import worker_environment
 
 Say = Callable[[str], None]
 
@@ -54,6 +55,7 @@ def run_job(job: Job, *, seconds: float = 3600.0) -> Outcome:
             capture_output=True,
             text=True,
             timeout=seconds,
+            env=worker_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(f"a round took longer than {seconds:.0f} s", where=job.location) from error

@@ -105,6 +105,13 @@ def import_coremltools() -> Any:
     return coremltools
 
 
+def worker_environment() -> dict[str, str]:
+    """The environment of a Python process that must import the same copy of this project as this one."""
+    root = str(Path(__file__).parents[1])
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{known}" if known else root}
+
+
 def device_name() -> str:
     """The device MLX computes on, as a person would name it, e.g. "Apple M4 Max GPU" or "AMD EPYC CPU (2 cores)"."""
     import mlx.core as mx

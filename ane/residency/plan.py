@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mlxkd.runtime import worker_environment
+
 NEEDS_MACOS = "not available here: needs macOS"
 DEVICES = {"MLNeuralEngineComputeDevice": "ANE", "MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU"}
 
@@ -78,7 +80,7 @@ def plan(package: str | Path, function: str, *, seconds: float = 1800.0) -> Plan
         return Plan(name, function, missing=NEEDS_MACOS)
     command = [sys.executable, "-m", "ane.residency.plan_worker", str(package), function]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=worker_environment())
     except subprocess.TimeoutExpired:
         return Plan(name, function, missing=f"Core ML took longer than {seconds:.0f} s to plan")
     if done.returncode:

@@ -21,6 +21,15 @@ Cell = str | int | float | bool | Metric | None
 NOTHING = "–"
 
 
+class Displayed:
+    """Shows itself in a notebook."""
+
+    def _repr_html_(self) -> str:
+        from mlxkd.report.html import fragment
+
+        return fragment([self])  # type: ignore[list-item]
+
+
 @dataclass(frozen=True)
 class Heading:
     """A heading; ``level`` 2 opens a section, 3 a part of one (the title is level 1)."""
@@ -45,7 +54,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Displayed):
     """Rows of cells under named columns; None shows as a dash, a Metric with its unit and its method."""
 
     columns: Sequence[str]
@@ -59,14 +68,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Displayed):
     """The few figures to see first."""
 
     values: Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Displayed):
     """A picture: a matplotlib figure or SVG text of our own making; ``alt`` says what it shows in words."""
 
     picture: Any
@@ -81,14 +90,9 @@ class Figure:
 
         return to_svg(self.picture)
 
-    def _repr_html_(self) -> str:
-        from mlxkd.report.html import fragment
-
-        return fragment([self])
-
 
 @dataclass(frozen=True)
-class Conversation:
+class Conversation(Displayed):
     """Chat messages as ``{"role", "content", "tool_calls"?, "name"?}``, shown turn by turn."""
 
     messages: Sequence[Mapping[str, Any]]
