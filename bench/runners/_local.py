@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from bench.power import PowerMeter
 from bench.runners._job import Job, Outcome
 from bench.workloads import Case, Load
 from mlxkd.decode.draft_length import FixedLength
@@ -96,14 +97,22 @@ def measure(local: Local, job: Job, *, load_seconds: float, device: str, backend
     first = time.perf_counter() - started
     session.rewind([0] * int(batch))
     engine = local.engine(session, job, load)
-    started = time.perf_counter()
-    timings, texts = drive(local, engine, load, load.cases, job.seed)
-    wall = time.perf_counter() - started
+    with PowerMeter() as meter:
+        started = time.perf_counter()
+        timings, texts = drive(local, engine, load, load.cases, job.seed)
+        wall = time.perf_counter() - started
+    series = samples(timings)
+    details: dict[str, Any] = {"batch_tried": tried} if tried else {}
+    joules, reason = meter.joules()
+    if joules is None:
+        details["energy"] = reason
+    else:
+        series["joules_per_token"] = [joules / sum(t.tokens for t in timings)]
     counters = _counters(engine, timings, wall, int(batch))
     counters |= {"load_seconds": load_seconds, "first_run_seconds": first, "peak_bytes": float(peak_process_memory())}
     return Outcome(
-        samples=samples(timings), counters=counters, answers=texts, scores=scores(local.parser, load.cases, texts),
-        device=device, backend=backend, details={"batch_tried": tried} if tried else {},
+        samples=series, counters=counters, answers=texts, scores=scores(local.parser, load.cases, texts),
+        device=device, backend=backend, details=details,
     )  # fmt: skip
 
 
