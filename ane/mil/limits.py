@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Limits:
     loop_steps: int = 1_000_000
     seconds: float | None = None
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """The memory bound in bytes."""
         return self.memory if self.memory is not None else (runtime.total_memory() or ASSUMED_MEMORY) // 2

@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from ane.mil.command import EXAMPLES, mil
 
+PAGE = Path(__file__).parents[2] / "docs" / "mil-runtime.md"
+
 
 def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(mil, [str(a) for a in arguments], catch_exceptions=False)
@@ -89,3 +91,14 @@ def test_the_examples_of_the_help_run(package: Path, tmp_path: Path, monkeypatch
     assert len(examples) == 4
     for example in examples:
         assert invoke(*example.replace("--function decode", "--function main").split()).exit_code == 0
+
+
+def test_the_examples_of_the_page_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert package == tmp_path / "model.mlpackage"
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, Any] = {"np": np}
+    for example in examples:
+        exec(compile(example, str(PAGE), "exec"), names)
+    assert names["trace"].outputs.keys() == names["outputs"].keys()
