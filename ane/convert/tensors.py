@@ -39,8 +39,8 @@ class TensorFile:
         try:
             with path.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-        except (OSError, struct.error, ValueError, MemoryError) as error:
+                header = json.loads(stream.read(min(length, path.stat().st_size)))
+        except (OSError, struct.error, ValueError) as error:
             raise UserError("not a readable safetensors file", where=str(path)) from error
         header.pop("__metadata__", None)
         self._start = 8 + length

@@ -1,0 +1,82 @@
+"""On a Mac: Core ML loads, compiles and runs our packages, and says what the reference runtime says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ane.convert.bundle import read_manifest
+from ane.convert.check import divergence
+from ane.convert.export import export
+from ane.convert.options import Options
+from ane.convert.project import project
+from ane.runtime import open_session
+from mlxkd.runtime import import_coremltools
+
+pytestmark = pytest.mark.macos
+KL = 1e-2  # float16 throughout on the device, float32 between operations in the reference
+UNITS = ("cpu_only", "cpu_and_gpu", "cpu_and_ne")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "state": {},
+    "explicit": {"kv": "explicit"},
+    "two packages, verify": {"chunks": 2, "verify": 4},
+    "batch 2": {"batch": (1, 2)},
+    "positions in the model": {"positions": "model", "embedding": "model"},
+    "gpu": {"profile": "gpu"},
+    "int8": {"weights": "ane-int8"},
+    "palette": {"weights": "ane-lut4"},
+    "palette by channels": {"weights": "ane-lut4-gc8"},
+    "argmax": {"head": "argmax", "head_width": 40},
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_core_ml_agrees_with_the_reference_runtime(
+    name: str, units: str, toy: Any, tmp_path: Path, record_property: Any
+) -> None:
+    options = Options(context=96, prefill=16, **VARIANTS[name])
+    manifest = export(toy("qwen3", hidden_size=64, intermediate_size=128), tmp_path / "bundle", options)
+    batch = max(manifest.batches)
+    started = time.perf_counter()
+    theirs = open_session(tmp_path / "bundle", "coreml", batch, units=units)
+    ours = open_session(tmp_path / "bundle", "mil", batch)
+    rng, worst, same = np.random.default_rng(0), 0.0, True
+    for size in (19, 1, 1, 3, 1):
+        tokens = rng.integers(0, 96, (batch, size))
+        expected, got = ours.extend(tokens), theirs.extend(tokens)
+        same &= bool((expected.argmax(-1) == got.argmax(-1)).all())
+        if manifest.head == "logits":
+            worst = max(worst, divergence(expected, got))
+    record_property("kl_max", worst)
+    record_property("same_tokens", same)
+    record_property("seconds", time.perf_counter() - started)
+    assert worst < KL
+    assert same or manifest.head == "logits"
+
+
+def test_a_compute_plan_is_made_of_one_function(toy: Any, tmp_path: Path, record_property: Any) -> None:
+    """Records the share of operations that Core ML plans for the Neural Engine; reports, does not judge."""
+    ct = import_coremltools()
+    from coremltools.models.compute_plan import MLComputePlan
+
+    bundle = tmp_path / "bundle"
+    export(toy("qwen3", hidden_size=64, intermediate_size=128), bundle, Options(context=96, prefill=16))
+    for function in read_manifest(bundle).packages[0].functions:
+        package = tmp_path / f"{function}.mlpackage"
+        project(bundle, 0, function, package)
+        compiled = ct.models.utils.compile_model(str(package))
+        plan = MLComputePlan.load_from_path(str(compiled), compute_units=ct.ComputeUnit.CPU_AND_NE)
+        program = plan.model_structure.program
+        devices = [
+            type(usage.preferred_compute_device).__name__
+            for operation in program.functions["main"].block.operations
+            if (usage := plan.get_compute_device_usage_for_mlprogram_operation(operation)) is not None
+        ]
+        share = sum("Neural" in device for device in devices) / max(len(devices), 1)
+        record_property(f"{function} planned on the Neural Engine", f"{share:.3f} of {len(devices)} operations")
+        assert devices
