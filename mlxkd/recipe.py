@@ -75,6 +75,7 @@ class Data(Section):
     mix: tuple[float, ...] | None = Field(None, description="share of the batches each shape gets")
     too_long: Literal["truncate", "skip"] = Field("truncate", description="conversations beyond the longest shape")
     turns: Literal["all", "last"] = Field("all", description="assistant turns that carry loss")
+    direct_calls: float = Field(0.0, ge=0, le=1, description="share of records whose calls lose the text before them")
     weights: dict[str, float] = Field(
         default_factory=dict, description="loss factors by kind of span: name, value, evidence, preamble, ..."
     )

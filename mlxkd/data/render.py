@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,17 +27,22 @@ class RenderOptions:
         turns: supervise "all" assistant turns, or only the "last".
         thinking: passed to templates that can open a thinking block (mlx-lm would default to True).
         weights: factors of the loss by kind of span (``mlxkd.data.spans.KINDS``), e.g. ``{"name": 2.0}``.
+        direct_calls: share of the records whose calls are rendered without the text before them, so that a student
+            which calls at once has seen calls that begin at once. Which records is a function of their source.
         template: further keyword arguments of the chat template.
     """
 
     turns: str = "all"
     thinking: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
+    direct_calls: float = 0.0
     template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.turns not in ("all", "last"):
             raise UserError(f"turns must be 'all' or 'last', not {self.turns!r}", where="data.turns")
+        if not 0 <= self.direct_calls <= 1:
+            raise UserError(f"direct_calls is a share, not {self.direct_calls}", where="data.direct_calls")
 
 
 def render(record: Record, tokenizer: Any, options: RenderOptions | None = None) -> Example:
@@ -105,6 +111,8 @@ def _completion(record: Record, tokenizer: Any) -> Example:
 
 def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Example:
     messages = conversation(record)
+    if zlib.crc32(record.source.encode()) < options.direct_calls * 2**32:
+        messages = [{**m, "content": ""} if m.get("tool_calls") else m for m in messages]
     tools = list(record.tools)
     if not tokenizer.has_chat_template:
         raise UserError(

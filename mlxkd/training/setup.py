@@ -76,7 +76,8 @@ def prepare(recipe: Recipe) -> Setup:
     teacher.freeze()
     records, valid_records, cases = _records(recipe)
     turns = recipe.data.turns
-    train = render_all(records, tokenizer, RenderOptions(turns=turns, weights=recipe.data.weights))
+    options = RenderOptions(turns=turns, weights=recipe.data.weights, direct_calls=recipe.data.direct_calls)
+    train = render_all(records, tokenizer, options)
     # Validation figures keep their meaning whatever the weights.
     valid = render_all(valid_records, tokenizer, RenderOptions(turns=turns))
     student, config = _student(recipe, teacher, teacher_config, tokenizer, train)

@@ -142,3 +142,21 @@ def test_thinking_aloud_before_a_call_is_a_preamble(tmp_path: Path) -> None:
     example = render(Record("messages", messages=(CHAT[0], aloud, *CHAT[2:]), tools=(TOOL,)), tokenizer)
     assert texts(example, tokenizer, "preamble") == ["Let me look. "]
     assert not [s for s in render(RECORD, tokenizer).spans if s.kind == "preamble"]
+
+
+def test_direct_calls_lose_the_text_before_them(tmp_path: Path) -> None:
+    tokenizer = build(tmp_path, CHATML)
+    aloud = {**CHAT[1], "content": "Let me look. "}
+    records = [
+        Record("messages", messages=(CHAT[0], aloud, *CHAT[2:]), tools=(TOOL,), source=f"d.jsonl:{i}")
+        for i in range(200)
+    ]
+
+    def hesitating(share: float) -> int:
+        made = [render(r, tokenizer, RenderOptions(direct_calls=share)) for r in records]
+        return sum(any(s.kind == "preamble" for s in example.spans) for example in made)
+
+    assert (hesitating(0.0), hesitating(1.0)) == (200, 0)
+    assert 60 < hesitating(0.5) < 140
+    with pytest.raises(UserError, match="direct_calls is a share, not 2"):
+        RenderOptions(direct_calls=2)
