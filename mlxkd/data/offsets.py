@@ -83,7 +83,8 @@ def _decoded_offsets(ids: list[int], text: str, tokenizer: Any, where: str) -> t
         if not text.startswith(whole, begin):
             if token not in special:
                 raise UserError(f"token {i} ({piece!r}) does not spell the text it encodes", where=where or None)
-            whole = ""
+            ends[i], anchor = begin, i + 1  # an added token, which stands for no text
+            continue
         position = begin + len(whole)
         ends[i] = position if whole == piece else min(position + 1, len(text))
         if whole == piece:

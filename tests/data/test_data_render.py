@@ -132,10 +132,17 @@ class SlowTokenizer:
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self.processor.encode(text)
+        return self.processor.encode(text, add_bos=add_special_tokens)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return [self.processor.bos_id()]
 
     def decode(self, ids: list[int]) -> str:
-        return self.processor.decode(ids)
+        # Hugging Face decodes special tokens to their names, SentencePiece to nothing.
+        bos = self.processor.bos_id()
+        name = "<s>" if bos in ids else ""
+        return name + self.processor.decode([i for i in ids if i != bos])
 
 
 def test_offsets_by_decoding_agree_with_the_fast_tokenizer(stories_model: Path) -> None:
@@ -152,6 +159,8 @@ def test_offsets_by_decoding_agree_with_the_fast_tokenizer(stories_model: Path) 
                 assert a.cover(start, len(text)) == b.cover(start, len(text))
 
     check()
+    marked = tokenise("Once upon", slow, special=True)
+    assert marked.ids[0] == 1 and marked.cover(0, 4) == (1, 2) and marked.cover(5, 9) == (2, 3)
 
 
 def test_windows_predict_every_token_once() -> None:
