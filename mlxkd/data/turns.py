@@ -61,7 +61,7 @@ def find_turns(messages: Messages, apply: Apply, where: str = "") -> tuple[str, 
 
 def _locate(messages: Messages, index: int, text: str, apply: Apply) -> tuple[int | None, int | None]:
     start = _start(messages, index, text, apply)
-    whole = apply(messages[: index + 1], False)
+    whole = text if index == len(messages) - 1 else apply(messages[: index + 1], False)
     end = len(whole) if whole is not None and text.startswith(whole) else None
     if start is None or end is None:
         around = _around(messages, index, text, apply)
@@ -73,13 +73,14 @@ def _locate(messages: Messages, index: int, text: str, apply: Apply) -> tuple[in
 def _start(messages: Messages, index: int, text: str, apply: Apply) -> int | None:
     if index == 0:
         return None
-    head, base = apply(messages[:index], True), apply(messages[:index], False)
+    head = apply(messages[:index], True)
     if head is None or text.startswith(head):
         return None if head is None else len(head)
     shared = _common(head, text)
     # Do not stop inside a marker that both happen to begin with "<".
     while shared and head[shared - 1] not in "\n>]":
         shared -= 1
+    base = apply(messages[:index], False)
     return shared if base is not None and text.startswith(base) and shared > len(base) else None
 
 
