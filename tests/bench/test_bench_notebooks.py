@@ -50,7 +50,7 @@ def test_distil_and_look(stories_model: Path, stories_text: Path, tmp_path: Path
     recipe.write_text(
         f"name: tiny\nteacher: {{model: {stories_model}}}\nstudent: {{layers: [0, 2, 4]}}\n"
         f"data: {{train: {stories_text}, limit: 40, shapes: [[4, 64]]}}\n"
-        "loss: [{name: forward_kl}]\nquantisation: {grid: mlx-affine4-g32}\n"
+        "loss: [{name: forward_kl}]\nquantisation: {grid: mlx-affine4-g32, rules: [['*down_proj', float]]}\n"
         "training: {steps: 6, evaluate_every: 2, evaluate_batches: 1, save_every: 6}\nevaluation: {batches: 1}\n"
     )
     shown = pages(execute("distil_and_look.ipynb", tmp_path, MLXKD_RECIPE=recipe))
