@@ -55,7 +55,7 @@ def test_distil_and_look(stories_model: Path, stories_text: Path, tmp_path: Path
     )
     shown = pages(execute("distil_and_look.ipynb", tmp_path, MLXKD_RECIPE=recipe))
     assert len(shown) == 5
-    assert "KL by step" in shown[1] and "layer cosines" in shown[2] and "student, float" in shown[3]
+    assert "KL by step" in shown[1] and "layer cosines" in shown[2] and "student, unpacked" in shown[3]
 
 
 @pytest.mark.slow
