@@ -143,9 +143,9 @@ def short(nodeid: str) -> str:
 
 
 def group_of(item: pytest.Item) -> tuple[str, str]:
-    """Test function, and the backend (precision and opset) it runs for."""
-    backend = getattr(getattr(item, "callspec", None), "params", {}).get("backend", "")
-    return item.nodeid.partition("[")[0], str(backend)
+    """Test function, with the operation where it tests many (its ``mode``), and the backend it runs for."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return item.nodeid.partition("[")[0] + str(parameters.get("mode", "")), str(parameters.get("backend", ""))
 
 
 def round_robin(items: list[pytest.Item], seed: int = 0) -> list[pytest.Item]:

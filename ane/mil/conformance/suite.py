@@ -64,7 +64,9 @@ def run(
     # Our own root on the path, so that the child finds the plugin wherever it is started.
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run([*command, *chosen], env={**os.environ, **SETTINGS, "PYTHONPATH": path}, check=False)
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": path}
+    # Its chatter is not our output: stdout may carry somebody's JSON.
+    done = subprocess.run([*command, *chosen], env=environment, stdout=sys.stderr.fileno(), check=False)
     return done.returncode
 
 
