@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,37 +39,30 @@ def _reduced(x: Array, kernel: tuple[int, ...], steps: tuple[int, ...], function
     return function(_windows.windows(x, kernel, steps), axis=tuple(range(-rank, 0)))
 
 
-@op("max_pool", versions=("ios15",))
-def max_pool(
-    ctx: OpContext,
-    *,
-    x: Array,
-    kernel_sizes: Any,
-    strides: Any = None,
-    pad_type: str = "valid",
-    pad: Any = None,
-    ceil_mode: bool = False,
-) -> Array:
-    """The largest element of each window; padding never wins."""
-    kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    return _reduced(_padded(x, _stretched(widths, overhang), -np.inf), kernel, steps, np.max)
+def _plain(
+    padding: float, prepare: Callable[[Array], Array], reduce: Callable[..., Array], finish: Callable[[Array], Array]
+) -> Callable[..., Array]:
+    """A pool that needs no count: prepare, pad with ``padding``, reduce each window, finish."""
+
+    def call(
+        ctx: OpContext,
+        *,
+        x: Array,
+        kernel_sizes: Any,
+        strides: Any = None,
+        pad_type: str = "valid",
+        pad: Any = None,
+        ceil_mode: bool = False,
+    ) -> Array:
+        kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+        return finish(_reduced(_padded(prepare(x), _stretched(widths, overhang), padding), kernel, steps, reduce))
+
+    return call
 
 
-@op("l2_pool", versions=("ios15",))
-def l2_pool(
-    ctx: OpContext,
-    *,
-    x: Array,
-    kernel_sizes: Any,
-    strides: Any = None,
-    pad_type: str = "valid",
-    pad: Any = None,
-    ceil_mode: bool = False,
-) -> Array:
-    """sqrt(sum x^2) of each window."""
-    kernel, steps, widths, overhang = _geometry(ctx, x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    squares = _padded(np.square(x.astype(np.float64)), _stretched(widths, overhang), 0.0)
-    return np.sqrt(_reduced(squares, kernel, steps, np.sum))
+# The largest element of each window, where padding never wins; and sqrt(sum x^2).
+op("max_pool", versions=("ios15",))(_plain(-np.inf, np.asarray, np.max, np.asarray))
+op("l2_pool", versions=("ios15",))(_plain(0.0, lambda x: np.square(x.astype(np.float64)), np.sum, np.sqrt))
 
 
 @op("avg_pool", versions=("ios15",))
