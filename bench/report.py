@@ -112,7 +112,7 @@ def residency_sections(found: Residency) -> list[Section]:
     """Share, picture and the operations that fall off."""
     from ane.residency.picture import svg
 
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.by_function().items())
+    shares = ", ".join(f"{name} {100 * share:.2f} %" for name, share in found.by_function().items())
     rows = [
         (f.function, p.name, p.op, f"{100 * p.share:.2f} %", p.device, p.rule, p.reason, p.fix, p.confidence)
         for f in found.functions
@@ -120,9 +120,11 @@ def residency_sections(found: Residency) -> list[Section]:
     ]
     names = ("function", "operation", "kind", "cost", "device", "rule", "reason", "what would move it", "confidence")
     said = [(f.function, x.rule, x.verdict, x.reason, x.fix) for f in found.functions for x in f.findings]
+    handovers = {f"changes of device, {f.package} {f.function}": len(f.segments) - 1 for f in found.functions}
     sections: list[Section] = [
         Heading("Neural Engine residency"),
-        Tiles({f"share on {found.chip}": found.metric()}),
+        Tiles({f"share on {found.chip}": found.metric(), **handovers}),
+        Text("Each change of device costs about 0.125 ms (rule R26); the share does not count that."),
         Figure(svg(found), alt=f"operations by predicted device: {shares}", caption=f"Predicted: {shares}."),
     ]
     if rows:

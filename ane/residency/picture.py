@@ -49,7 +49,7 @@ def _letter(letter: str, x: float, y: float) -> str:
 
 
 def _strip(function: FunctionResidency, top: int) -> tuple[str, int]:
-    name = f"{function.package}, {function.function}: {100 * function.share:.1f} % of the cost on the Neural Engine"
+    name = f"{function.package}, {function.function}: {100 * function.share:.2f} % of the cost on the Neural Engine"
     drawn = [f'<text x="{LEFT}" y="{top + 12}" font-weight="bold">{escape(name)}</text>']
     full, left = ACROSS * (CELL + GAP) - GAP, float(LEFT)
     for device in COLOURS:

@@ -72,7 +72,7 @@ def disagreements(found: Residency, plans: Sequence[Plan]) -> list[tuple[str, st
 def sections(found: Residency, plans: Sequence[Plan], traces: Sequence[tuple[str, str]]) -> list[Section]:
     """Which sources there are, what each says, where they disagree, and what falls off."""
     shares = [(p.package, p.function, p.share, p.missing) for p in plans]
-    rows: list[Any] = [("predicted", "all", f"{100 * found.share:.1f} %", f"rule table for {found.chip}")]
+    rows: list[Any] = [("predicted", "all", f"{100 * found.share:.2f} %", f"rule table for {found.chip}")]
     rows += [("planned", f, "–" if s is None else f"{100 * s:.1f} %", m or package) for package, f, s, m in shares]
     rows += [("measured", "all", "–", f"{source}: {words}") for source, words in traces]
     if not traces:
@@ -110,7 +110,7 @@ def ane_residency(bundle: Path, chip: str | None, threshold: float, calibrations
         with atomic_file(svg) as temporary:
             temporary.write_text(picture.svg(found), encoding="utf-8")
     passed = found.share >= threshold
-    shares = f"{100 * found.share:.1f} % of the cost runs on the Neural Engine (threshold {100 * threshold:.0f} %)"
+    shares = f"{100 * found.share:.2f} % of the cost runs on the Neural Engine (threshold {100 * threshold:.0f} %)"
     verdict = f"Predicted: {shares}."
     document = Document(
         f"Neural Engine residency of {bundle.name}",

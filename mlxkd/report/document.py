@@ -164,7 +164,9 @@ def show_number(value: float) -> str:
 def show_quantity(value: float, unit: str) -> str:
     """A number with its unit the way people say it: bytes in KB to TB, shares in percent."""
     if unit == "share" and math.isfinite(value):
-        return f"{show_number(round(100 * value, 2))} %"
+        shown = show_number(round(100 * value, 2))
+        # Almost all is not all.
+        return f"{100 * value:.2f} %" if shown == "100" and value < 1 else f"{shown} %"
     if unit == "bytes" and math.isfinite(value):
         for name in ("B", "KB", "MB", "GB"):
             if abs(value) < 1000:

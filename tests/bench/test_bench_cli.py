@@ -126,6 +126,7 @@ def test_residency_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
     done = bench("ane-residency", bundle, "--svg", tmp_path / "r.svg", "--html", tmp_path / "r.html")
     assert done.exit_code == 0, done.output
     assert "not available here: needs macOS" in done.output and "| planned |" in done.output
+    assert "changes of device, chunk_00.mlpackage decode" in done.output
     ElementTree.parse(tmp_path / "r.svg")
     strict = bench("ane-residency", bundle, "--threshold", 1.0, "--json")
     assert strict.exit_code == 1

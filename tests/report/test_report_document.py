@@ -157,6 +157,7 @@ def test_markdown_escapes_and_names_the_method() -> None:
         (0.00001234, "1.23e-5"),
         (float("inf"), "∞"),
         (Metric(0.9712, "share", "predicted"), "97.1 %"),
+        (Metric(0.9997, "share", "predicted"), "99.97 %"),
         (Metric(23_400_000, "bytes", "predicted"), "23.4 MB"),
         (NO_MAC, "not available here: needs macOS"),
     ],
