@@ -3,73 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlxkd import compat
+from mlxkd.decode.constrained import ToolGrammar
 from mlxkd.decode.engine import Engine, Statistics
 from mlxkd.decode.generate import Completion, collect
-from mlxkd.decode.mlx_session import MlxSession
-from mlxkd.decode.requests import Event, GenerateOptions, Request
+from mlxkd.decode.opening import CacheFile, Worker, draft_length, open_drafter, open_worker, rows_for
+from mlxkd.decode.requests import Constraint, Event, GenerateOptions, Request
 from mlxkd.decode.sampling import SamplingOptions
-from mlxkd.decode.session import Session
 from mlxkd.decode.tokens import Prompts, read_tools
 from mlxkd.errors import UserError
-
-OpenBundle = Callable[[Path, int], Session]
-"""Opens a converted bundle with so many rows."""
 
 EPILOG = """\b
 Examples:
   mlxkd generate runs/demo/student "What is the weather in Oslo?" --stream
   mlxkd generate model "" --raw --max-tokens 50
   mlxkd generate model --batch prompts.jsonl --json
+  mlxkd generate teacher "Book a table" --tools tools.json --constrain --draft student
 """
+FILE = click.Path(path_type=Path)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A worker ready to decode."""
-
-    session: Session
-    tokenizer: Any
-    folder: Path
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder is a converted bundle rather than a model folder."""
-    return (folder / "manifest.json").is_file()
-
-
-def open_worker(name: str, batch_size: int, open_bundle: OpenBundle | None) -> Opened:
-    """A session and its tokenizer for a model folder, a repository or a bundle.
-
-    Raises:
-        UserError: nothing of that name, or a bundle without a runtime for it.
-    """
-    folder = Path(name).expanduser()
-    if is_bundle(folder):
-        if open_bundle is None:
-            raise UserError("this is a converted bundle and no runtime for it is installed", where=name)
-        return Opened(open_bundle(folder, batch_size), compat.load_tokenizer(folder, {}), folder)
-    folder = compat.resolve_model(name)
-    model, tokenizer, config = compat.load(folder)
-    return Opened(MlxSession(model, config, batch_size=batch_size), tokenizer, folder)
-
-
-def make_command(open_bundle: OpenBundle | None = None) -> click.Command:
-    """The click command; ``open_bundle`` connects the runtime of converted bundles."""
+def make_command() -> click.Command:
+    """The click command."""
 
     @click.command("generate", epilog=EPILOG, short_help="Answer a prompt, a conversation or a batch.")
     @click.argument("model", metavar="MODEL_OR_BUNDLE")
     @click.argument("prompt", required=False)
-    @click.option("--tools", type=click.Path(path_type=Path), help="JSON list of tools [default: the model's own]")
-    @click.option("--batch", type=click.Path(path_type=Path), help='JSON lines: {"prompt": ...} or {"messages": [...]}')
-    @click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Rows decoded together")
+    @click.option("--tools", type=FILE, help="JSON list of tools [default: the model's own]")
+    @click.option("--constrain", is_flag=True, help="Only calls that parse and fit their schema")
+    @click.option("--draft", metavar="MODEL", help='Speculate with this drafter, or "ngram" for prompt lookup')
+    @click.option("--draft-tokens", type=click.IntRange(0), help="Tokens per draft [default: adapts]")
+    @click.option("--prompt-cache", type=FILE, help="Keep processed prompts in this file")
+    @click.option("--cache-mb", type=click.IntRange(1), default=1024, show_default=True, help="Budget of the cache")
+    @click.option("--batch", type=FILE, help='JSON lines: {"prompt": ...} or {"messages": [...]}')
+    @click.option("--workload", type=click.Choice(["offline", "interactive"]), default="offline", show_default=True)
+    @click.option("--rows", type=click.IntRange(1), help="Rows decoded together [default: measured once]")
+    @click.option("--backend", type=click.Choice(["auto", "mil", "coreml"]), default="auto", help="For bundles")
     @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as plain text")
     @click.option("--stream", is_flag=True, help="Print text as it comes")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object per answer, with --stream per token")
@@ -82,12 +57,12 @@ def make_command(open_bundle: OpenBundle | None = None) -> click.Command:
     @click.option("--seed", type=int, default=0, show_default=True)
     def command(**given: Any) -> None:
         """Decode with a model folder, a Hugging Face repository or a converted bundle."""
-        run(open_bundle, **given)
+        run(given)
 
     return command
 
 
-def run(open_bundle: OpenBundle | None, **given: Any) -> None:
+def run(given: dict[str, Any]) -> None:
     """Answer what the command line asks; see ``mlxkd generate --help``.
 
     Raises:
@@ -96,11 +71,26 @@ def run(open_bundle: OpenBundle | None, **given: Any) -> None:
     if (given["prompt"] is None) == (given["batch"] is None):
         raise UserError("give either a PROMPT or --batch FILE")
     items = read_batch(given["batch"]) if given["batch"] else [{"prompt": given["prompt"]}]
-    opened = open_worker(given["model"], min(given["rows"], len(items)), open_bundle)
-    options = _options(given)
-    prompts = _prompts(opened, items, given)
-    engine = Engine(opened.session, opened.tokenizer)
-    requests = [Request(tokens, options, str(i)) for i, tokens in enumerate(prompts)]
+    worker = open_worker(given["model"], given["backend"])
+    tools = _tools(worker, given)
+    requests = _requests(worker, items, tools, given)
+    rows = given["rows"] or _rows(worker, requests, given)
+    session = worker.session(min(rows, len(requests)))
+    if given["constrain"]:
+        grammar: Constraint = ToolGrammar(worker.tokenizer, tools or [], session.vocab_size)
+        requests = [Request(r.prompt, _options(given, grammar), r.name) for r in requests]
+    kept = CacheFile(given["prompt_cache"], worker, session, given["cache_mb"] << 20) if given["prompt_cache"] else None
+    if kept is not None and kept.stale:
+        click.echo(f"prompt cache not used: {kept.stale}", err=True)
+    drafter = open_drafter(given["draft"], worker, session.batch_size, given["constrain"] and session.can_rewind)
+    length = draft_length(given["draft_tokens"], session) if drafter is not None else None
+    engine = Engine(session, worker.tokenizer, drafter=drafter, length=length, cache=kept.store if kept else None)
+    _show(engine, requests, given)
+    if kept is not None:
+        kept.save()
+
+
+def _show(engine: Engine, requests: Sequence[Request], given: dict[str, Any]) -> None:
     events = engine.run(requests)
     if given["stream"]:
         for event in events:
@@ -141,31 +131,47 @@ def read_batch(path: Path) -> list[dict[str, Any]]:
     return items
 
 
-def _options(given: dict[str, Any]) -> GenerateOptions:
+def _rows(worker: Worker, requests: Sequence[Request], given: dict[str, Any]) -> int:
+    choice = rows_for(given["workload"], worker, requests)
+    if len(requests) > 1:
+        click.echo(choice.explanation, err=True)
+    return choice.batch
+
+
+def _options(given: dict[str, Any], constraint: Constraint | None = None) -> GenerateOptions:
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return GenerateOptions(given["max_tokens"], SamplingOptions(**{name: given[name] for name in names}))
+    sampling = SamplingOptions(**{name: given[name] for name in names})
+    return GenerateOptions(given["max_tokens"], sampling, constraint=constraint)
 
 
-def _prompts(opened: Opened, items: Sequence[dict[str, Any]], given: dict[str, Any]) -> list[tuple[int, ...]]:
-    prompts = Prompts(opened.tokenizer)
+def _tools(worker: Worker, given: dict[str, Any]) -> list[dict[str, Any]] | None:
+    shipped = worker.folder / "tools.json"
+    path = given["tools"] or (shipped if shipped.is_file() else None)
+    return read_tools(path) if path else None
+
+
+def _requests(
+    worker: Worker, items: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None, given: dict[str, Any]
+) -> list[Request]:
+    prompts, options = Prompts(worker.tokenizer), _options(given)
     if given["raw"]:
         if any("messages" in item for item in items):
             raise UserError("conversations need the chat template", hint="drop --raw")
-        return prompts.raw_batch([item["prompt"] for item in items])
-    shipped = opened.folder / "tools.json"
-    path = given["tools"] or (shipped if shipped.is_file() else None)
-    tools = read_tools(path) if path else None
-    found = []
-    for item in items:
-        messages = item.get("messages") or [{"role": "user", "content": item["prompt"]}]
-        found.append(prompts.chat(messages, item.get("tools") or tools))
-    return found
+        found = prompts.raw_batch([item["prompt"] for item in items])
+    else:
+        found = [
+            prompts.chat(
+                item.get("messages") or [{"role": "user", "content": item["prompt"]}], item.get("tools") or tools
+            )
+            for item in items
+        ]
+    return [Request(tokens, options, str(i)) for i, tokens in enumerate(found)]
 
 
 def _show_event(event: Event, as_json: bool) -> None:
     if as_json:
         fields = {"request": event.request, "token": event.token, "text": event.text, "finish": event.finish}
-        click.echo(json.dumps({**fields, "logprob": event.logprob}, ensure_ascii=False))
+        click.echo(json.dumps({**fields, "logprob": event.logprob, "drafted": event.drafted}, ensure_ascii=False))
     else:
         click.echo(event.text, nl=False)
 
@@ -174,12 +180,17 @@ def _show_answer(answer: Completion, request: Request, statistics: Statistics, g
     if not given["as_json"]:
         click.echo(answer.text)
         return
-    shown = {
+    shown: dict[str, Any] = {
         "request": request.name,
         "text": answer.text,
         "finish": answer.finish,
         "tokens": list(answer.tokens),
         "prompt_tokens": len(request.prompt),
-        "tokens_per_forward": statistics.tokens_per_forward,
     }
+    if given["batch"] is None:
+        rates = {
+            "tokens_per_forward": statistics.tokens_per_forward,
+            "acceptance_rate": statistics.acceptance_rate,
+        }
+        shown["statistics"] = asdict(statistics) | rates
     click.echo(json.dumps(shown, ensure_ascii=False))

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from decode_models import tiny
+from table_session import pruned
 
+from mlxkd.compat import save_model_folder
 from mlxkd.decode.command import make_command
 from mlxkd.decode.detokenize import full_decode
 from mlxkd.decode.engine import Engine
@@ -100,7 +102,7 @@ def test_the_command_reproduces_the_published_text(stories_model: Path) -> None:
 def test_the_command_answers_a_batch(stories_model: Path, tmp_path: Path) -> None:
     batch = tmp_path / "prompts.jsonl"
     batch.write_text('{"prompt": "Once"}\n\n{"prompt": "Tom"}\n')
-    arguments = [str(stories_model), "--batch", str(batch), "--raw", "--max-tokens", "8", "--json"]
+    arguments = [str(stories_model), "--batch", str(batch), "--rows", "2", "--raw", "--max-tokens", "8", "--json"]
     result = CliRunner().invoke(make_command(), arguments, catch_exceptions=False)
     answers = [json.loads(line) for line in result.output.splitlines()]
     assert [a["request"] for a in answers] == ["0", "1"] and all(len(a["tokens"]) == 8 for a in answers)
@@ -118,3 +120,37 @@ def test_mistakes_on_the_command_line(stories_model: Path, tmp_path: Path) -> No
     bad.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     assert f'{bad}:2: expected either "prompt" or "messages"' in error("--batch", str(bad))
     assert "temperature = -1.0 is out of range" in error("x", "--raw", "--temperature", "-1")
+
+
+def test_the_command_speculates_caches_and_explains(
+    stories: Any, stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One drafter pruned from the model, a cache file used twice and then refused, a batch with a measured size."""
+    model, _, config = stories
+    small, small_config = pruned(model, config, (0, 1, 3))
+    save_model_folder(tmp_path / "drafter", small, small_config, stories_model)
+    prompt = "Once upon a time, there was a little girl named Lily."
+    shared = [str(stories_model), prompt, "--raw", "--max-tokens", "30", "--json"]
+
+    def answer(*extra: str) -> Any:
+        result = CliRunner().invoke(make_command(), [*shared, *extra], catch_exceptions=False)
+        return json.loads(result.stdout), result.stderr
+
+    plain, _ = answer()
+    drafted, _ = answer("--draft", str(tmp_path / "drafter"), "--draft-tokens", "3")
+    assert drafted["tokens"] == plain["tokens"] and drafted["statistics"]["accepted"] > 0
+    cache = str(tmp_path / "cache")
+    cold, _ = answer("--prompt-cache", cache, "--draft", "ngram")
+    warm, _ = answer("--prompt-cache", cache)
+    assert cold["tokens"] == warm["tokens"] == plain["tokens"]
+    assert cold["statistics"]["cached_tokens"] == 0
+    assert warm["statistics"]["cached_tokens"] == warm["prompt_tokens"] - 1
+    (tmp_path / "cache.safetensors").write_bytes(b"nonsense")
+    again, said = answer("--prompt-cache", cache)
+    assert again["tokens"] == plain["tokens"] and "prompt cache not used" in said and "damaged" in said
+    monkeypatch.setenv("MLXKD_BATCH_POLICY", str(tmp_path / "policy.json"))
+    batch = tmp_path / "prompts.jsonl"
+    batch.write_text('{"prompt": "Once"}\n{"prompt": "Tom"}\n')
+    arguments = [str(stories_model), "--batch", str(batch), "--raw", "--max-tokens", "5"]
+    result = CliRunner().invoke(make_command(), arguments, catch_exceptions=False)
+    assert "offline: batch" in result.stderr and len(json.loads((tmp_path / "policy.json").read_text())) == 1
