@@ -1,6 +1,5 @@
 """Tokens per worker forward of speculative decoding against mlx-lm's, same models and draft length, and the law's p.
 
-
 Real 260K-parameter worker, drafter pruned from it (its middle layer dropped), drafts of 3, whole sampled texts at
 temperature 0.8 over fixed seeds, greedy texts at 0. The law: 20 seeds of draws at a vocabulary of 4, first three
 tokens, against the products of the worker's own laws.
