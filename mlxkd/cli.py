@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "evaluate": ("mlxkd.evaluation.command", "command"),
     "export": ("ane.convert.command", "command"),
     "mil": ("ane.mil.command", "mil"),
+    "quantize": ("mlxkd.quant.command", "command"),
 }
 
 
@@ -96,12 +97,7 @@ def train(
     as_json: bool,
 ) -> None:
     """Distil a student; without arguments, the embedded demo."""
-    from mlxkd.recipe import load_recipe
-
-    flags = [f"{k}={json.dumps(v)}" for k, v in (("teacher.model", teacher), ("data.train", data), ("name", name)) if v]
-    if data:
-        flags.append("data.demo=null")
-    resolved = load_recipe(recipe, (*flags, *overrides))
+    resolved = _resolve(recipe, overrides, teacher=teacher, data=data, name=name)
     if print_recipe:
         click.echo(resolved.to_yaml(), nl=False)
         return
@@ -127,6 +123,39 @@ def train(
     Console().print(summary.terminal_table(result))
     for line in summary.closing_lines(result):
         click.echo(line)
+
+
+@main.command(epilog="Example: mlxkd teach --teacher big-model --data train.jsonl --out cache")
+@click.option("--recipe", default="demo", show_default=True, help="A shipped recipe's name, or a YAML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+@click.option("--teacher", help="Teacher: folder or Hugging Face repository (sets teacher.model).")
+@click.option("--data", help="Training data: file or folder (sets data.train).")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the cache.")
+def teach(recipe: str, overrides: tuple[str, ...], teacher: str | None, data: str | None, out: Path) -> None:
+    """Ask the teacher once and keep what it says; train with --set teacher.cache=OUT. Resumable."""
+    from rich.console import Console
+
+    from mlxkd import runtime
+    from mlxkd.training.run import fill_cache
+
+    resolved = _resolve(recipe, overrides, teacher=teacher, data=data)
+    runtime.keep_heap()
+    runtime.set_device(resolved.device)
+    count = fill_cache(resolved, out, Console(stderr=True))
+    click.echo(f"{out}: {count} texts")
+
+
+def _resolve(
+    recipe: str, overrides: tuple[str, ...], *, teacher: str | None, data: str | None, **more: str | None
+) -> Any:
+    """The recipe under the flags of a command; flags first, so that --set has the last word."""
+    from mlxkd.recipe import load_recipe
+
+    given = {"teacher.model": teacher, "data.train": data, **more}
+    flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value]
+    if data:
+        flags.append("data.demo=null")
+    return load_recipe(recipe, (*flags, *overrides))
 
 
 def _command_line() -> str:

@@ -31,6 +31,7 @@ class Teacher(Section):
     """Who is imitated."""
 
     model: str = Field("demo", description='model folder, Hugging Face repository, or "demo" for the embedded teacher')
+    cache: str | None = Field(None, description="store that `mlxkd teach` wrote: train from it instead of live")
 
 
 class Student(Section):

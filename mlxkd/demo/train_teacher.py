@@ -161,7 +161,7 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 @click.command(help=__doc__)
-@click.option("--steps", default=3200, show_default=True, help="Updates of about 2,500 positions.")
+@click.option("--steps", default=3000, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.5e-3, show_default=True, help="Learning rate after warm-up.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("runs/teacher"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)

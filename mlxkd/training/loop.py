@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlxkd import quant
-from mlxkd.data.batching import Batches
+from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
 from mlxkd.losses.forms import Targets
 from mlxkd.losses.latency.collect import inputs_for
@@ -24,10 +24,17 @@ from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
 from mlxkd.students.split import Split
-from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
 from mlxkd.training.schedule import adamw, cosine, set_rate
+
+
+class Teacher(Protocol):
+    """Whoever can say something about a batch."""
+
+    def targets(self, batch: Batch) -> Targets:
+        """What is known about its supervised positions."""
+        ...
 
 
 class Interrupted(Exception):
@@ -59,7 +66,7 @@ class Trainer:
     student: nn.Module
     batches: Batches
     terms: Sequence[Term]
-    teacher: LocalTeacher | None
+    teacher: Teacher | None
     plan: dict[str, str]
     folder: Path
     data: str

@@ -26,7 +26,11 @@ from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.recipe import Loss, Recipe
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory
+from mlxkd.students.checkpointing import checkpoint_layers
+from mlxkd.teachers.cached import CachedTeacher
+from mlxkd.teachers.identity import teacher_identity, tokenizer_hash
 from mlxkd.teachers.local import LocalTeacher
+from mlxkd.teachers.teach import teach
 from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
 from mlxkd.training.loop import Trainer
@@ -121,13 +125,15 @@ def _train_one(
 ) -> None:
     """Train one student in place; ends with the weights of its best validation."""
     recipe = setup.recipe
+    if recipe.training.checkpoint_layers:
+        checkpoint_layers(student)
     needs_teacher = any(term.needs_teacher for term in terms)
     trainer = Trainer(
         recipe=recipe,
         student=student,
         batches=setup.batches,
         terms=terms,
-        teacher=LocalTeacher(setup.teacher) if needs_teacher else None,
+        teacher=_teacher(setup) if needs_teacher else None,
         plan=setup.plan,
         folder=folder / "checkpoints" / name,
         data=setup.data,
@@ -141,6 +147,39 @@ def _train_one(
         trainer.callbacks = (MetricsFile(folder / "metrics.jsonl", name, first), bar)
         trainer.run()
     trainer.restore_best()
+
+
+def _teacher(setup: Setup) -> LocalTeacher | CachedTeacher:
+    """The live teacher, or what it said once."""
+    cache = setup.recipe.teacher.cache
+    if cache is None:
+        return LocalTeacher(setup.teacher)
+    names = {"tokenizer": tokenizer_hash(setup.tokenizer), "teacher": teacher_identity(setup.tokenizer_folder)}
+    return CachedTeacher(Path(cache), setup.batches.examples, **names)
+
+
+def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
+    """Store what the recipe's teacher says about the recipe's training data; returns the number of texts.
+
+    Raises:
+        UserError: a cache of something else in ``out``, or a recipe without a term that reads a teacher.
+    """
+    setup = prepare(recipe)
+    temperatures = sorted({term.temperature for term in _terms(recipe.loss) if term.needs_teacher})
+    if not temperatures:
+        raise UserError("no term of the loss reads a teacher", where="loss", hint="add forward_kl")
+    with Progress(console=console) as progress:
+        task = progress.add_task("asking the teacher", total=None)
+        store = teach(
+            LocalTeacher(setup.teacher),
+            setup.batches.examples,
+            out,
+            identity=teacher_identity(setup.tokenizer_folder),
+            tokenizer=tokenizer_hash(setup.tokenizer),
+            temperatures=temperatures,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return len(store)
 
 
 def _validate(setup: Setup, model: nn.Module) -> Values:

@@ -22,6 +22,7 @@ from mlxkd.errors import UserError
 from mlxkd.evaluation.answers import cut_to_answers
 from mlxkd.recipe import Recipe
 from mlxkd.students import importance, prune
+from mlxkd.teachers.identity import check_same_tokenizer
 from mlxkd.training.state import data_hash
 
 HELD_OUT: tuple[world.Set, ...] = ("known", "composed")
@@ -185,7 +186,7 @@ def _student(
     else:
         folder = compat.resolve_model(str(wanted.model))
         model, config = compat.load_model(folder)
-        _check_tokenizer(tokenizer, compat.load_tokenizer(folder, config), str(folder))
+        check_same_tokenizer(compat.load_tokenizer(folder, config), tokenizer, where=str(folder))
     _check_vocabulary(config, teacher_config, len(tokenizer.get_vocab()))
     if "quantization" in config:
         raise UserError(
@@ -205,15 +206,6 @@ def _read_config(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"this config cannot be read: {error}", where=str(path)) from error
-
-
-def _check_tokenizer(teacher: Any, student: Any, where: str) -> None:
-    if teacher.get_vocab() != student.get_vocab():
-        raise UserError(
-            "the student's tokenizer is not the teacher's: the same token id means different text",
-            where=where,
-            hint="choose a student of the teacher's family",
-        )
 
 
 def _check_vocabulary(student: dict[str, Any], teacher: dict[str, Any], tokens: int) -> None:
