@@ -284,3 +284,43 @@ def add_lora(
         from mlx_lm.tuner.utils import linear_to_lora_layers
     options = {"rank": rank, "scale": scale, "dropout": dropout} | ({} if keys is None else {"keys": set(keys)})
     linear_to_lora_layers(model, len(model.layers) if layers is None else layers, options, use_dora=dora)
+
+
+def sample_batch(
+    model: nn.Module,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int,
+    stop: set[int],
+    sampler: Callable[[mx.array], mx.array],
+    rows: int,
+) -> list[list[int]]:
+    """Completions by mlx-lm's continuous batching, in the order of the prompts, stop token included.
+
+    Args:
+        model: generates with its own caches.
+        prompts: token ids, none empty.
+        max_tokens: per completion.
+        stop: ids that end a completion.
+        sampler: log-probabilities [rows, V] to token ids [rows].
+        rows: sequences that decode at once.
+    """
+    with open_file_limit_kept():
+        from mlx_lm.generate import BatchGenerator
+    engine = BatchGenerator(
+        model,
+        max_tokens=max_tokens,
+        stop_tokens=[[token] for token in sorted(stop)],
+        sampler=sampler,
+        completion_batch_size=rows,
+        prefill_batch_size=rows,
+    )
+    try:
+        position = {uid: i for i, uid in enumerate(engine.insert(prompts))}
+        found: list[list[int]] = [[] for _ in prompts]
+        while responses := engine.next_generated():
+            for response in responses:
+                found[position[response.uid]].append(int(response.token))
+    finally:
+        engine.close()
+    return found
