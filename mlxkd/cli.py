@@ -18,6 +18,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "data": ("mlxkd.data.inspect", "data_group"),
     "evaluate": ("mlxkd.evaluation.command", "command"),
     "export": ("ane.convert.command", "command"),
+    "generate": ("mlxkd.decode.command", "make_command()"),
     "mil": ("ane.mil.command", "mil"),
     "quantize": ("mlxkd.quant.command", "command"),
 }
@@ -27,15 +28,14 @@ class Commands(click.Group):
     """Loads a command's module when it is used, prints UserErrors plainly and exits with 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *ROOMS, "generate"])
+        return sorted([*super().list_commands(ctx), *ROOMS])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in ROOMS:
             module, attribute = ROOMS[cmd_name]
-            found: click.Command = getattr(importlib.import_module(module), attribute)
-            return found
-        if cmd_name == "generate":
-            return _generate()
+            found: Any = getattr(importlib.import_module(module), attribute.removesuffix("()"))
+            command: click.Command = found() if attribute.endswith("()") else found
+            return command
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,18 +56,6 @@ def main() -> None:
     mlxkd generate runs/demo/student "wake me up at 7"
     mlxkd doctor                                 is this machine ready?
     """
-
-
-def _generate() -> click.Command:
-    """``generate`` for model folders and, through the runtime of ``ane``, for converted bundles."""
-    from mlxkd.decode.command import make_command
-
-    def open_bundle(folder: Path, rows: int) -> Any:
-        from ane.runtime import open_session
-
-        return open_session(folder, batch=rows)
-
-    return make_command(open_bundle)
 
 
 def with_json(command: Callable[..., Any]) -> Callable[..., Any]:
