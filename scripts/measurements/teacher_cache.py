@@ -1,8 +1,8 @@
 """Size, fidelity and cost of the cached teacher.
 
 Bytes per token and gradient cosine: the real 260K-parameter model as teacher over its own kind of text, a pruned
-student (layers 0, 2, 4) after a few SFT steps; the cosine is between all gradients of forward KL from the cache and
-from the dense teacher, worst of several batches. It needs the real inputs (MLXKD_TEST_DATA or ../shared/data).
+student (layers 0, 2, 4) while forward KL trains it; the cosine is between all gradients of forward KL from the cache
+and from the dense teacher, worst of several batches. It needs the real inputs (MLXKD_TEST_DATA or ../shared/data).
 Step ratio: cached forward KL over plain cross-entropy, same student (random weights, width 256, 4 layers,
 vocabulary 8,192), same batches of 4 x 256, alternating, reading the cache from disk included.
 """
