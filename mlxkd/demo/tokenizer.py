@@ -6,16 +6,16 @@ letters never merge with punctuation. What a call must copy from a request is th
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlxkd.demo.world import conversations
-from mlxkd.files import write_json
+from mlxkd.files import atomic_file, write_json
 
 VOCABULARY = 1024
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -56,29 +56,29 @@ def train_tokenizer(folder: Path, *, seed: int = 0, count: int = 20_000) -> None
     import sentencepiece
 
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as temporary:
-        prefix = Path(temporary) / "tokenizer"
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(training_text(seed, count)),
-            model_prefix=str(prefix),
-            model_type="bpe",
-            vocab_size=VOCABULARY,
-            character_coverage=1.0,
-            byte_fallback=True,
-            split_digits=True,
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            normalization_rule_name="identity",
-            pretokenization_delimiter=CUT,
-            user_defined_symbols=[*ROLE_MARKS, *CALL_MARKS, "\n"],
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
-        shutil.copyfile(prefix.with_suffix(".model"), folder / "tokenizer.model")
+    model = io.BytesIO()  # a written file would carry its path inside
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(training_text(seed, count)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        pretokenization_delimiter=CUT,
+        user_defined_symbols=[*ROLE_MARKS, *CALL_MARKS, "\n"],
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    with atomic_file(folder / "tokenizer.model") as temporary:
+        temporary.write_bytes(model.getvalue())
     write_fast_tokenizer(folder)
 
 
