@@ -56,6 +56,27 @@ def keep_heap() -> None:
             libc_mallopt(parameter, value)
 
 
+def parallel_streams(count: int) -> list[Any]:
+    """``count`` MLX streams for work that can run side by side.
+
+    MLX computes elementwise operations of one CPU stream on one core, so independent halves of a batch finish
+    sooner on two streams. They are distinct only on a CPU with that many cores; BLAS then takes one thread each.
+    """
+    import mlx.core as mx
+
+    default = mx.default_stream(mx.default_device())
+    if mx.default_device().type != mx.DeviceType.cpu or usable_cores() < count:
+        return [default] * count
+    set_blas_threads(max(1, usable_cores() // count))
+    return [default, *(mx.new_stream(mx.default_device()) for _ in range(count - 1))]
+
+
+def set_blas_threads(count: int) -> None:
+    """How many threads one matrix product may take; only OpenBLAS can be told after loading."""
+    if _loaded_blas and "openblas" in _loaded_blas:
+        ctypes.CDLL(_loaded_blas).openblas_set_num_threads(count)
+
+
 def blas_in_use() -> str:
     """The BLAS behind MLX's CPU matrix product, in words."""
     if platform.system() == "Darwin":

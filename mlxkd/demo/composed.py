@@ -30,7 +30,7 @@ PARAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "region": (("place",), ("in the region {}", "around {}", "near {}")),
     "color": (("color",), ("in {}", "colored {}", "with the color {}")),
     "language": (("language",), ("in {}", "written in {}", "in the language {}")),
-    "material": (("thing",), ("made of {}", "out of {}", "with {} in it")),
+    "material": (("thing",), ("made of {}", "out of {}", "built of {}")),
     "topic": (("topic",), ("about {}", "on {}", "concerning {}")),
     "comment": (("task",), ("with the comment {}", "saying {}", "and write {}")),
     "reason": (("task",), ("because I must {}", "so that I can {}", "in order to {}")),
@@ -65,8 +65,19 @@ PARAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "status": (("open|closed|pending",), ("that is {}", "with status {}", "marked {}")),
 }
 # Ways to name a parameter outright: the last one is held out.
-GENERIC = ("with {p} {v}", "{p} {v}", "with the {p} {v}", "and set {p} to {v}", "where {p} is {v}", "using {v} as {p}")
-GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}")
+GENERIC = (
+    "with {p} {v}",
+    "{p} {v}",
+    "with the {p} {v}",
+    "and set {p} to {v}",
+    "where {p} is {v}",
+    "using {v} as {p}",
+    "with {v} as the {p}",
+    "and make the {p} {v}",
+    "taking {v} as the {p}",
+)
+GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}", "and switch {p} on")
+GENERIC_UNFLAGS = ("with {p} off", "and turn {p} off", "{p} no", "not {p}", "and switch {p} off")
 OPENERS = (
     "{} ",
     "please {} ",
@@ -111,7 +122,7 @@ def _phrase(param: Param, value: Value, rng: random.Random, unseen: bool) -> str
     name = param.name.replace("_", " ")
     own = PARAMS.get(param.name, ((), ()))[1]
     if isinstance(value, bool):
-        generic: tuple[str, ...] = GENERIC_FLAGS if value else ("with {p} off", "and turn {p} off", "{p} no", "not {p}")
+        generic: tuple[str, ...] = GENERIC_FLAGS if value else GENERIC_UNFLAGS
         own = own if value else ()
     else:
         generic = GENERIC
@@ -138,10 +149,21 @@ def compose(rng: random.Random, novelty: Novelty = "train") -> ComposedTool:
         if novelty == "words" or words.held_out(f"{verb}_{noun}", salt=SALT, share=0.1) == (novelty == "composed"):
             break
     known = _split(list(PARAMS), novelty if novelty == "words" else "train", 0.15)
-    names = rng.sample(known, rng.choice((1, 1, 2, 2, 2, 3, 3, 4)))
+    names = _tell_apart(rng.sample(known, rng.choice((1, 1, 2, 2, 2, 3, 3, 4))))
     params = {p.name: p for p in (_param(name, rng, novelty) for name in names)}
     description = rng.choice(DESCRIPTIONS).format(V=verb.capitalize(), n=noun)
     return ComposedTool(f"{verb}_{noun}", description, tuple(params.values()), verb=verb, noun=noun)
+
+
+def _tell_apart(names: list[str]) -> list[str]:
+    """Without the names that a request would say like an earlier one ("to Ana", "to Paris")."""
+    said: set[str] = set()
+    kept: list[str] = []
+    for name in names:
+        if said.isdisjoint(PARAMS[name][1]):
+            said.update(PARAMS[name][1])
+            kept.append(name)
+    return kept
 
 
 def _param(name: str, rng: random.Random, novelty: Novelty) -> Param:

@@ -17,7 +17,7 @@ from typing import Any
 from mlxkd.demo.world import conversations
 from mlxkd.files import atomic_file, write_json
 
-VOCABULARY = 1024
+VOCABULARY = 1536
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 ROLE_MARKS = ("<|end|>", "<|tools|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 CALL_MARKS = ("<tool_call>", "</tool_call>")

@@ -6,6 +6,10 @@ A one-time cost: the result ships in ``assets/teacher``. The run is resumable (r
 deterministic per step on one machine. The model starts with a copying circuit (see ``induction``) and early on
 every other batch is a drill: repeat a list, or look up a key and copy its value. Only a model that copies from
 its context can learn to read tools it has never seen. Assistant turns carry the loss, all else a tenth of it.
+
+Every third step one half of the batch goes through a part of the model alone, the layers and MLP channels that a
+student keeps, so that the teacher can be pruned to them and still work: structured dropout (LayerDrop, Fan et al. 2020,
+arXiv 1909.11556) of one nested width (MatFormer, Devvrit et al. 2023, arXiv 2310.07707).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,7 @@ from mlxkd import compat
 from mlxkd.demo import induction
 from mlxkd.demo.tokenizer import VOCABULARY, train_tokenizer
 from mlxkd.demo.world import conversations
-from mlxkd.runtime import keep_heap
+from mlxkd.runtime import keep_heap, parallel_streams
 from mlxkd.training import state
 
 ASSETS = Path(__file__).with_name("assets")
@@ -54,8 +58,10 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": None,
     "torch_dtype": "float16",
 }
-# (rows, width) of a batch: about 2,500 positions each; a longer conversation is skipped.
-SHAPES = ((26, 96), (20, 128), (16, 160), (12, 208), (8, 336))
+# (rows, width) of a batch: about 2,600 positions each; a longer conversation is skipped.
+SHAPES = ((20, 128), (14, 192), (10, 256), (8, 336), (6, 480))
+# What the nested part keeps: these layers, and the first so many MLP channels of each.
+NESTED_LAYERS, NESTED_CHANNELS, NESTED_EVERY = (0, 1, 5), 128, 3
 CONTEXT_WEIGHT = 0.1
 LOG_EVERY = 20
 SAVE_EVERY = 200
@@ -131,15 +137,38 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * min((step + 1) / 100, 1.0, max(total - step, 0) / (0.4 * total))
 
 
-def make_step(model: nn.Module, optimizer: optim.AdamW) -> Any:
-    """A compiled update: (tokens, weights) -> mean weighted loss of assistant tokens."""
+def nested(model: Any, tokens: mx.array) -> mx.array:
+    """Logits [B, S, V] of the nested part of a llama, for token ids [B, S]."""
+    hidden = model.model.embed_tokens(tokens)
+    for number in NESTED_LAYERS:
+        layer = model.model.layers[number]
+        hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), "causal", None)
+        x = layer.post_attention_layernorm(hidden)
+        gate, up = (p.weight[:NESTED_CHANNELS] for p in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        hidden = hidden + (nn.silu(x @ gate.T) * (x @ up.T)) @ layer.mlp.down_proj.weight[:, :NESTED_CHANNELS].T
+    return model.model.embed_tokens.as_linear(model.model.norm(hidden))
+
+
+def make_step(model: nn.Module, optimizer: optim.AdamW, last_half: Callable[[mx.array], mx.array]) -> Any:
+    """A compiled update: (tokens, weights) -> mean loss of assistant tokens in the half that the whole model saw.
+
+    The halves of a batch run side by side; the second one goes through ``last_half``.
+    """
+    forwards: tuple[Callable[[mx.array], mx.array], ...] = (model, last_half)
+    streams = parallel_streams(len(forwards))
 
     def loss(tokens: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
-        logits = model(tokens[:, :-1]).astype(mx.float32)
-        nll = nn.losses.cross_entropy(logits, tokens[:, 1:])
-        w = weights[:, 1:]
-        answer = w == 1.0
-        return (nll * w).sum() / w.sum(), (nll * answer).sum() / answer.sum()
+        total, answers = mx.array(0.0), mx.array(0.0)
+        halves = zip(forwards, streams, mx.split(tokens, 2), mx.split(weights, 2), strict=True)
+        for number, (forward, stream, t, w) in enumerate(halves):
+            with mx.stream(stream):
+                nll = nn.losses.cross_entropy(forward(t[:, :-1]).astype(mx.float32), t[:, 1:])
+                part = (nll * w[:, 1:]).sum()
+                if number == 0:
+                    answer = w[:, 1:] == 1.0
+                    answers = (nll * answer).sum() / answer.sum()
+            total = total + part
+        return total / weights[:, 1:].sum(), answers
 
     state = [model.state, optimizer.state]
 
@@ -178,12 +207,13 @@ def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     optimizer = optim.AdamW(peak, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
     optimizer.init(model.trainable_parameters())
     first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else 0
-    update = make_step(model, optimizer)
+    whole = make_step(model, optimizer, model)
+    pruned = make_step(model, optimizer, partial(nested, model))
     total, since = 0.0, time.perf_counter()
     # A resumed run sees other conversations, not the same ones again.
     for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, first), strict=False):
         optimizer.learning_rate = mx.array(learning_rate(step, steps, peak))
-        loss = update(tokens, weights)
+        loss = (pruned if step % NESTED_EVERY == 0 else whole)(tokens, weights)
         mx.eval(model.state, optimizer.state)
         total += loss.item()
         if (step + 1) % LOG_EVERY == 0:

@@ -19,6 +19,9 @@ from mlxkd.demo.values import GENERATORS, Value, spoken
 Set = Literal["train", "known", "composed", "words"]
 Record = dict[str, Any]
 
+# A model that is told so says what it is about to do before it calls; a share of training is told so.
+THINK_ALOUD = "Think aloud before you act."
+ALOUD_SHARE = 0.08
 NO_TOOL = "None of my tools can do that."
 SMALL_TALK = (
     "how are you", "tell me a joke", "what is your name", "thank you very much", "good morning", "who made you",
@@ -66,33 +69,61 @@ def conversations(split: Set, seed: int, count: int) -> Iterator[Record]:
 
 
 def conversation(rng: random.Random, split: Set) -> Record:
-    """One conversation: usually one call, sometimes two, an answer from a result, or no call at all."""
+    """One conversation over one list of tools.
+
+    Training has up to four requests in a conversation, so that one reading of the tools serves several answers;
+    held-out sets mostly one. ``kind`` is that of the only request, or "again".
+    """
     unseen = split != "train"
     offered = _offer(rng, split)
-    kind = rng.choices(("call", "result", "none", "two", "again"), (58, 16, 12, 7, 7))[0]
-    if kind in ("two", "again") and len(offered) < 2:
-        kind = "call"
-    messages: list[dict[str, Any]] = []
+    requests = rng.choices((1, 2, 3, 4), (92, 8, 0, 0) if unseen else (30, 25, 25, 20))[0]
+    aloud = not unseen and rng.random() < ALOUD_SHARE
+    messages: list[dict[str, Any]] = [{"role": "system", "content": THINK_ALOUD}] if aloud else []
+    kind = "again"
+    for _ in range(requests):
+        kind, turns = _exchange(rng, split, offered)
+        if aloud:
+            turns[1]["content"] = think(turns[1]) + turns[1]["content"]
+        messages += turns
+    return {
+        "messages": messages,
+        "tools": [t.schema() for t in offered],
+        "kind": kind if requests == 1 else "again",
+        "set": split,
+    }
+
+
+def _exchange(rng: random.Random, split: Set, offered: list[DemoTool]) -> tuple[str, list[dict[str, Any]]]:
+    """A request and what follows it: usually one call, sometimes two, an answer from a result, or no call."""
+    unseen = split != "train"
+    kind = rng.choices(("call", "result", "none", "two"), (62, 17, 13, 8))[0]
     if kind == "none":
         absent = _outsider(rng, split, offered)
         text = rng.choice(SMALL_TALK) if rng.random() < 0.25 else absent.request(rng, unseen=unseen)[0]
-        messages += [_user(text), {"role": "assistant", "content": NO_TOOL}]
-    elif kind == "two":
+        return kind, [_user(text), {"role": "assistant", "content": NO_TOOL}]
+    if kind == "two" and len(offered) > 1:
         first, second = rng.sample(offered, 2)
         (ask, values), (ask2, values2) = (tool.request(rng, unseen=unseen) for tool in (first, second))
         joint = rng.choice((" and then ", ", then ", " and also ", ". After that "))
-        messages += [_user(ask + joint + ask2), _call((first, values), (second, values2))]
-    else:
-        tool = rng.choice(offered)
-        text, values = tool.request(rng, unseen=unseen)
-        messages += [_user(text), _call((tool, values))]
-        if kind != "call":
-            messages += _result_and_answer(rng, unseen)
-        if kind == "again":
-            tool = rng.choice(offered)
-            text, values = tool.request(rng, unseen=unseen)
-            messages += [_user(text), _call((tool, values))]
-    return {"messages": messages, "tools": [t.schema() for t in offered], "kind": kind, "set": split}
+        return kind, [_user(ask + joint + ask2), _call((first, values), (second, values2))]
+    tool = rng.choice(offered)
+    text, values = tool.request(rng, unseen=unseen)
+    turns = [_user(text), _call((tool, values))]
+    if kind == "result":
+        return kind, turns + _result_and_answer(rng, unseen)
+    return "call", turns
+
+
+def think(answer: dict[str, Any]) -> str:
+    """What a model that thinks aloud says before ``answer``: the tool and the values it is about to use."""
+    calls = [call["function"] for call in answer.get("tool_calls", ())]
+    if not calls:
+        return "Let me think. I look at my tools. Nothing fits. "
+    thoughts = (
+        f"I will use {call['name']}" + "".join(f", {name} is {spoken(v)}" for name, v in call["arguments"].items())
+        for call in calls
+    )
+    return f"Let me think. {'. '.join(thoughts)}. "
 
 
 def _offer(rng: random.Random, split: Set) -> list[DemoTool]:
