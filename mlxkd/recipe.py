@@ -42,7 +42,11 @@ class Student(Section):
     )
     model: str | None = Field(None, description='model folder or config.json for "folder" and "config"')
     layers: tuple[int, ...] | None = Field(None, description="teacher layers to keep when pruning; None keeps all")
-    mlp_width: int | None = Field(None, description="MLP channels to keep when pruning, chosen by importance")
+    mlp_width: int | None = Field(None, description="MLP channels to keep when pruning")
+    mlp_channels: Literal["importance", "leading"] = Field(
+        "importance",
+        description='which ones: those that matter most on the data, or "leading": the first, for nested teachers',
+    )
 
     @model_validator(mode="after")
     def _source(self) -> Student:

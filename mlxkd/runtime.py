@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import io
 import os
@@ -68,7 +69,23 @@ def parallel_streams(count: int) -> list[Any]:
     if mx.default_device().type != mx.DeviceType.cpu or usable_cores() < count:
         return [default] * count
     set_blas_threads(max(1, usable_cores() // count))
-    return [default, *(mx.new_stream(mx.default_device()) for _ in range(count - 1))]
+    return [default, *_extra_cpu_streams(count - 1)]
+
+
+@functools.cache
+def _extra_cpu_streams(count: int) -> tuple[Any, ...]:
+    """Made once: every stream is a thread that stays."""
+    import mlx.core as mx
+
+    return tuple(mx.new_stream(mx.cpu) for _ in range(count))
+
+
+def row_streams() -> list[Any]:
+    """Streams for the rows of a training batch: one a core, at most four; a single one on a GPU."""
+    import mlx.core as mx
+
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return parallel_streams(min(usable_cores(), 4) if on_cpu else 1)
 
 
 def set_blas_threads(count: int) -> None:

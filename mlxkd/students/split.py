@@ -64,13 +64,15 @@ class Split:
     Args:
         model: an mlx-lm model; nothing of it is changed.
         verify: run the check; switch it off only for a model of a kind already checked.
+        streams: the rows of a batch are computed side by side on these (``runtime.row_streams``); None: all on one.
 
     Raises:
         UserError: no head(backbone(x)) equals model(x) for this family.
     """
 
-    def __init__(self, model: nn.Module, *, verify: bool = True):
+    def __init__(self, model: nn.Module, *, verify: bool = True, streams: Sequence[mx.Stream] | None = None):
         self.model = model
+        self.streams = streams or (mx.default_stream(mx.default_device()),)
         self.owner, name = _locate(model)
         self.backbone: Any = getattr(self.owner, name)
         candidates = list(_heads(self.owner, self.backbone))
@@ -84,8 +86,16 @@ class Split:
 
     def hidden(self, inputs: mx.array) -> mx.array:
         """Post-norm hidden states [B, S, D] of token ids [B, S]."""
-        states: mx.array = self.backbone(inputs)
-        return states
+        if len(self.streams) == 1 or len(inputs) < len(self.streams):
+            states: mx.array = self.backbone(inputs)
+            return states
+        count = len(self.streams)
+        rows = mx.split(inputs, [len(inputs) * i // count for i in range(1, count)])
+        parts = []
+        for stream, part in zip(self.streams, rows, strict=True):
+            with mx.stream(stream):
+                parts.append(self.backbone(part))
+        return mx.concatenate(parts)
 
     def states(self, inputs: mx.array, layers: Sequence[int]) -> tuple[mx.array, list[mx.array]]:
         """Hidden states as ``hidden`` gives them, and the outputs [B, S, D] of chosen layers (-1: those states).
@@ -96,15 +106,16 @@ class Split:
         blocks = self.backbone.layers
         if any(not -1 <= i < len(blocks) for i in layers):
             raise UserError(f"layers are numbered 0 to {len(blocks) - 1}, or -1, not {list(layers)}", where="hidden")
-        found: dict[int, Any] = {}
+        found: dict[int, list[Any]] = {}
         self.backbone.layers = [_Recorder(b, i, found) if i in layers else b for i, b in enumerate(blocks)]
         try:
-            found[-1] = self.hidden(inputs)
+            final = self.hidden(inputs)
         finally:
             self.backbone.layers = blocks
-        if any(not isinstance(found.get(i), mx.array) for i in layers):
+        found[-1] = [final]
+        if any(not isinstance(part, mx.array) for i in layers for part in found.get(i, [None])):
             raise _refusal(self.model, "its layers return more than hidden states")
-        return found[-1], [found[i] for i in layers]
+        return final, [mx.concatenate(found[i]) if len(found[i]) > 1 else found[i][0] for i in layers]
 
     def _verified(self, name: str, candidates: list[Head]) -> Head:
         tokens = mx.array([[1, 2, 3, 5, 7, 4, 2, 6]]) % candidates[0].rows
@@ -131,14 +142,14 @@ class Split:
 
 
 class _Recorder:
-    """Stands in for a layer for one call and keeps what it returns."""
+    """Stands in for a layer and keeps what it returns, call by call."""
 
-    def __init__(self, layer: nn.Module, number: int, found: dict[int, Any]):
-        self._layer, self._number, self._found = layer, number, found
+    def __init__(self, layer: nn.Module, number: int, found: dict[int, list[Any]]):
+        self._layer, self._kept = layer, found.setdefault(number, [])
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        self._found[self._number] = self._layer(*arguments, **options)
-        return self._found[self._number]
+        self._kept.append(self._layer(*arguments, **options))
+        return self._kept[-1]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)

@@ -20,12 +20,13 @@ class LocalTeacher:
         model: loaded with ``mlxkd.compat.load_model`` (``lazy=True`` keeps weights on disk until first used).
             It is frozen and put in evaluation mode; it shares nothing with a student of the same family.
         vocabulary: token ids that both tokenizers share; None for every row of the head.
+        streams: for the rows of a batch, see ``Split``.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: int | None = None):
+    def __init__(self, model: nn.Module, vocabulary: int | None = None, *, streams: Sequence[mx.Stream] | None = None):
         model.freeze()
         model.eval()
-        self.split = Split(model)
+        self.split = Split(model, streams=streams)
         self.vocabulary = vocabulary or self.split.head.rows
 
     def targets(self, batch: Batch, positions: np.ndarray | None = None) -> DenseTargets:

@@ -23,6 +23,7 @@ from mlxkd.losses.latency.collect import inputs_for
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
+from mlxkd.runtime import row_streams
 from mlxkd.students.split import Split
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
@@ -77,7 +78,7 @@ class Trainer:
     optimizer: optim.MultiOptimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.split = Split(self.student)
+        self.split = Split(self.student, streams=row_streams())
         self.optimizer = adamw(self.recipe.optimizer)
         self.optimizer.init(self.student.trainable_parameters())
         self.rate = cosine(self.recipe.optimizer, self.recipe.training.steps)

@@ -25,7 +25,7 @@ from mlxkd.files import atomic_file, file_hash, write_json
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.recipe import Loss, Recipe
-from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory
+from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
 from mlxkd.students.checkpointing import checkpoint_layers
 from mlxkd.teachers.cached import CachedTeacher
 from mlxkd.teachers.identity import teacher_identity, tokenizer_hash
@@ -153,7 +153,7 @@ def _teacher(setup: Setup) -> LocalTeacher | CachedTeacher:
     """The live teacher, or what it said once."""
     cache = setup.recipe.teacher.cache
     if cache is None:
-        return LocalTeacher(setup.teacher)
+        return LocalTeacher(setup.teacher, streams=row_streams())
     names = {"tokenizer": tokenizer_hash(setup.tokenizer), "teacher": teacher_identity(setup.tokenizer_folder)}
     return CachedTeacher(Path(cache), setup.batches.examples, **names)
 

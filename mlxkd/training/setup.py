@@ -177,8 +177,7 @@ def _student(
         layers = wanted.layers or range(teacher_config["num_hidden_layers"])
         model, config = prune.depth(teacher, teacher_config, tuple(layers))
         if wanted.mlp_width:
-            probe = _batches(recipe, examples[:64], 0).batch(0)
-            kept = importance.mlp_channels(model, probe.inputs, wanted.mlp_width)
+            kept = _mlp_channels(recipe, model, config, examples)
             model, config = prune.width(model, config, channels=kept)
     elif wanted.start == "config":
         config = _read_config(Path(str(wanted.model)))
@@ -198,6 +197,17 @@ def _student(
     model.train()
     mx.eval(model.parameters())
     return model, config
+
+
+def _mlp_channels(
+    recipe: Recipe, model: nn.Module, config: dict[str, Any], examples: Sequence[Example]
+) -> Sequence[Sequence[int]]:
+    """For each layer the MLP channels that the pruned student keeps."""
+    width = recipe.student.mlp_width
+    assert width is not None
+    if recipe.student.mlp_channels == "leading":
+        return [range(width)] * config["num_hidden_layers"]
+    return importance.mlp_channels(model, _batches(recipe, examples[:64], 0).batch(0).inputs, width)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

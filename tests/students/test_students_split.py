@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from kd_toys import toy
+from kd_toys import assert_trees_close, toy
 
 from mlxkd import compat
 from mlxkd.errors import UserError
@@ -39,6 +39,20 @@ def test_an_undeclared_soft_cap_is_refused_even_when_logits_are_small() -> None:
 def test_a_model_without_backbone_is_refused() -> None:
     with pytest.raises(UserError, match="none of model, transformer, backbone is its backbone"):
         Split(nn.Linear(3, 4))
+
+
+def test_rows_on_several_streams_give_the_same_states_and_gradients() -> None:
+    model, _ = toy()
+    streams = [mx.default_stream(mx.default_device()), mx.new_stream(mx.default_device())]
+    whole, parts = Split(model), Split(model, streams=streams)
+    tokens = mx.array(np.random.default_rng(0).integers(1, 37, (5, 9)))
+    for ours, theirs in zip(parts.states(tokens, [0, -1])[1], whole.states(tokens, [0, -1])[1], strict=True):
+        assert np.allclose(ours, theirs, atol=1e-6)
+    ours, theirs = (
+        nn.value_and_grad(model, lambda x, split=split: mx.square(split.hidden(x)).sum())(tokens)[1]
+        for split in (parts, whole)
+    )
+    assert_trees_close(ours, theirs, 1e-5)
 
 
 def test_the_real_model(stories_model) -> None:
