@@ -13,7 +13,7 @@ from typing import Literal
 
 from mlxkd.demo import words
 from mlxkd.demo.tools import DemoTool, Param
-from mlxkd.demo.values import JSON_TYPES, Value, spoken
+from mlxkd.demo.values import INVENTED_SHARE, JSON_TYPES, Value, invented, spoken
 
 Novelty = Literal["train", "composed", "words"]
 
@@ -145,7 +145,7 @@ def compose(rng: random.Random, novelty: Novelty = "train") -> ComposedTool:
     """
     verbs, nouns = _split(list(words.VERBS), novelty, 0.12), _split(words.NOUNS, novelty, 0.12)
     while True:
-        verb, noun = rng.choice(verbs), rng.choice(nouns)
+        verb, noun = rng.choice(verbs), _noun(rng, nouns, novelty)
         if novelty == "words" or words.held_out(f"{verb}_{noun}", salt=SALT, share=0.1) == (novelty == "composed"):
             break
     known = _split(list(PARAMS), novelty if novelty == "words" else "train", 0.15)
@@ -153,6 +153,11 @@ def compose(rng: random.Random, novelty: Novelty = "train") -> ComposedTool:
     params = {p.name: p for p in (_param(name, rng, novelty) for name in names)}
     description = rng.choice(DESCRIPTIONS).format(V=verb.capitalize(), n=noun)
     return ComposedTool(f"{verb}_{noun}", description, tuple(params.values()), verb=verb, noun=noun)
+
+
+def _noun(rng: random.Random, nouns: list[str], novelty: Novelty) -> str:
+    """A noun; in training often an invented one, which can only be copied from the schema."""
+    return invented(rng) if novelty == "train" and rng.random() < INVENTED_SHARE else rng.choice(nouns)
 
 
 def _tell_apart(names: list[str]) -> list[str]:
@@ -170,7 +175,7 @@ def _param(name: str, rng: random.Random, novelty: Novelty) -> Param:
     required = rng.random() < 0.7
     if rng.random() < 0.2:
         # The name is any noun and the kind any kind: only the schema tells.
-        noun = rng.choice(_split(words.NOUNS, novelty, 0.12))
+        noun = _noun(rng, _split(words.NOUNS, novelty, 0.12), novelty)
         return Param(noun, rng.choice(list(JSON_TYPES)), required)
     kind = rng.choice(PARAMS[name][0])
     return Param(name, tuple(kind.split("|")) if "|" in kind else kind, required)

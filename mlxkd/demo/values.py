@@ -10,13 +10,16 @@ from mlxkd.demo import words
 Value = str | int | float | bool | list[str]
 
 
+INVENTED_SHARE = 0.3
+
+
 def invented(rng: random.Random) -> str:
     """A word that exists nowhere, so that it can only be copied."""
-    return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(2, 3)))
+    return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(2, 3))) + rng.choice(words.ENDINGS)
 
 
 def _pick(rng: random.Random, listed: list[str], salt: str, unseen: bool) -> str:
-    if rng.random() < 0.15:
+    if rng.random() < INVENTED_SHARE:
         return invented(rng).capitalize()
     return rng.choice(words.pool(listed, salt=salt, unseen=unseen))
 
@@ -30,13 +33,14 @@ def place(rng: random.Random, unseen: bool) -> str:
 
 
 def thing(rng: random.Random, unseen: bool) -> str:
-    return invented(rng) if rng.random() < 0.1 else rng.choice(words.pool(words.THINGS, salt="thing", unseen=unseen))
+    listed = words.pool(words.THINGS, salt="thing", unseen=unseen)
+    return invented(rng) if rng.random() < INVENTED_SHARE else rng.choice(listed)
 
 
 def topic(rng: random.Random, unseen: bool) -> str:
     """A title of one to three words."""
     listed = words.pool(words.TOPIC_WORDS, salt="topic", unseen=unseen)
-    parts = [invented(rng) if rng.random() < 0.1 else rng.choice(listed) for _ in range(rng.randint(1, 3))]
+    parts = [invented(rng) if rng.random() < INVENTED_SHARE else rng.choice(listed) for _ in range(rng.randint(1, 3))]
     return " ".join(dict.fromkeys(parts))
 
 

@@ -98,6 +98,7 @@ student survey table tank task taxi team telescope tent theater ticket token tou
 tunnel vaccine van vase vehicle video violin voucher wallet warehouse watch website window workout yacht zone""".split()
 
 SYLLABLES = "ba be bi bo da de do fa fe fi ga go ka ke ki ko la le li lo ma me mi mo na ne ni no pa po ra re ri ro sa se si so ta te ti to va ve vi vo za zo".split()
+ENDINGS = ("", "", "", "n", "l", "s", "r", "k", "m", "x")
 
 
 def held_out(word: str, *, salt: str = "", share: float = 0.2) -> bool:
