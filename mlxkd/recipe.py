@@ -101,6 +101,16 @@ class Loss(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="what this term needs beyond that")
 
 
+class Hidden(Section):
+    """Match hidden states of a live teacher through learned projectors."""
+
+    layers: tuple[tuple[int, int], ...] = Field(
+        description="(student layer, teacher layer) pairs; -1 is the state that enters the head"
+    )
+    kind: Literal["cosine", "mse"] = Field("cosine", description="1 - cos, or the mean squared difference")
+    weight: float = Field(1.0, gt=0, description="factor in the loss")
+
+
 class Optimizer(Section):
     """AdamW and its schedule."""
 
@@ -151,6 +161,7 @@ class Recipe(Section):
     student: Student = Student()
     data: Data
     loss: tuple[Loss, ...] = (Loss(name="forward_kl", weight=1.0), Loss(name="cross_entropy", weight=0.5))
+    hidden: Hidden | None = Field(None, description="match hidden states as well; None leaves it out")
     optimizer: Optimizer = Optimizer()
     quantisation: Quantisation = Quantisation()
     training: Training = Training()
@@ -163,6 +174,8 @@ class Recipe(Section):
         names = [term.name for term in self.loss]
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
+        if self.hidden and self.teacher.cache:
+            raise ValueError("hidden: a cache holds no hidden states; leave teacher.cache out")
         return self
 
     def identity(self) -> str:

@@ -1,7 +1,7 @@
 """Hidden-state matching with learned projectors.
 
 1 - cos(W h_s, h_t) or the mean squared difference, at chosen layers, over the supervised positions alone. The
-projectors are a module: put it beside the student in one module and its parameters train, save and resume with it.
+projectors are a module: beside the student in one module (``WithProjectors``) they train, save and resume with it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ class Projectors(nn.Module):
         if student_width != teacher_width:
             start = mx.random.normal(start.shape) * student_width**-0.5
         self.weights = [start for _ in range(pairs)]
+
+
+class WithProjectors(nn.Module):
+    """A student and its projectors, for the optimiser and for checkpoints."""
+
+    def __init__(self, student: nn.Module, projectors: Projectors):
+        super().__init__()
+        self.student, self.projectors = student, projectors
 
 
 @dataclass(frozen=True)

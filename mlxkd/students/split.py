@@ -84,6 +84,11 @@ class Split:
         weight: mx.array = self.head.module.weight
         return weight
 
+    @property
+    def width(self) -> int:
+        """Size D of the hidden states that enter the head."""
+        return int(self.hidden(mx.array([[0]])).shape[-1])
+
     def hidden(self, inputs: mx.array) -> mx.array:
         """Post-norm hidden states [B, S, D] of token ids [B, S]."""
         if len(self.streams) == 1 or len(inputs) < len(self.streams):

@@ -31,15 +31,14 @@ class LocalTeacher:
 
     def targets(self, batch: Batch, positions: np.ndarray | None = None) -> DenseTargets:
         """What the teacher says at flat ``positions`` (int64 [N]) of the batch; its supervised ones by default."""
-        at = batch.supervised if positions is None else positions
-        states = self.split.hidden(mx.array(batch.inputs))
-        hidden = states.reshape(-1, states.shape[-1])[mx.array(at)]
-        mx.eval(hidden)
-        return DenseTargets(hidden, self.split.head, self.vocabulary)
+        return self.targets_and_states(batch, (), positions)[0]
 
-    def states(self, batch: Batch, layers: Sequence[int]) -> list[mx.array]:
-        """Hidden states [N, Dt] of ``layers`` (-1: those that enter the head) at the supervised positions."""
-        _, found = self.split.states(mx.array(batch.inputs), layers)
-        states = [x.reshape(-1, x.shape[-1])[mx.array(batch.supervised)] for x in found]
-        mx.eval(states)
-        return states
+    def targets_and_states(
+        self, batch: Batch, layers: Sequence[int], positions: np.ndarray | None = None
+    ) -> tuple[DenseTargets, list[mx.array]]:
+        """Targets, and hidden states [N, Dt] of ``layers`` (-1: those that enter the head), from one forward pass."""
+        at = mx.array(batch.supervised if positions is None else positions)
+        final, found = self.split.states(mx.array(batch.inputs), layers)
+        hidden, *states = [x.reshape(-1, x.shape[-1])[at] for x in (final, *found)]
+        mx.eval(hidden, states)
+        return DenseTargets(hidden, self.split.head, self.vocabulary), states

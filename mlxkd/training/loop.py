@@ -19,12 +19,14 @@ from mlxkd import quant
 from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
 from mlxkd.losses.forms import Targets
+from mlxkd.losses.hidden import HiddenMatch, WithProjectors
 from mlxkd.losses.latency.collect import inputs_for
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
 from mlxkd.runtime import row_streams
 from mlxkd.students.split import Split
+from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
 from mlxkd.training.schedule import adamw, cosine, set_rate
@@ -61,6 +63,7 @@ class Trainer:
         data: hash of the training examples.
         validate: called with the student; returns figures, "loss" among them.
         tokenizer: mlx-lm's wrapper; only the latency losses ask for it.
+        match: hidden states to match, with projectors that train beside the student.
     """
 
     recipe: Recipe
@@ -74,13 +77,16 @@ class Trainer:
     validate: Callable[[nn.Module], Values]
     callbacks: Sequence[Callback] = ()
     tokenizer: Any = None
+    match: HiddenMatch | None = None
+    trained: nn.Module = field(init=False)
     position: state.Position = field(init=False)
     optimizer: optim.MultiOptimizer = field(init=False)
 
     def __post_init__(self) -> None:
         self.split = Split(self.student, streams=row_streams())
         self.optimizer = adamw(self.recipe.optimizer)
-        self.optimizer.init(self.student.trainable_parameters())
+        self.trained = WithProjectors(self.student, self.match.projectors) if self.match else self.student
+        self.optimizer.init(self.trained.trainable_parameters())
         self.rate = cosine(self.recipe.optimizer, self.recipe.training.steps)
         self.position = state.Position(0, self.recipe.identity(), self.data)
 
@@ -96,7 +102,7 @@ class Trainer:
         state.check_same(found, self.recipe.identity(), self.data, self.folder / "last")
         if found.step > self.quantised_from:
             self._quantise()
-        self.position = state.restore(self.folder / "last", self.student, self.optimizer)
+        self.position = state.restore(self.folder / "last", self.trained, self.optimizer)
 
     def run(self) -> None:
         """Train to the end.
@@ -124,7 +130,7 @@ class Trainer:
 
     def restore_best(self) -> None:
         """Put the weights of the lowest validation loss into the student."""
-        state.restore(self.folder / "best", self.student)
+        state.restore(self.folder / "best", self.trained)
 
     def _quantise(self) -> None:
         if self.plan and not quant.attached(self.student):
@@ -137,8 +143,8 @@ class Trainer:
         gradients, norm = optim.clip_grad_norm(gradients, self.recipe.optimizer.clip)
         rate = self.rate(step)
         set_rate(self.optimizer, rate)
-        self.optimizer.update(self.student, gradients)
-        mx.eval(self.student.parameters(), self.optimizer.state, norm)
+        self.optimizer.update(self.trained, gradients)
+        mx.eval(self.trained.parameters(), self.optimizer.state, norm)
         total = sums.pop("loss") / weight
         if not math.isfinite(total) or not math.isfinite(norm.item()):
             raise UserError(
@@ -170,17 +176,34 @@ class Trainer:
         weight = 0.0
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
-            targets: Targets | None = self.teacher.targets(batch) if self.teacher else None
+            targets, matched = self._ask(batch)
             inputs = inputs_for(self.terms, batch, self.batches.examples, self.split, self.tokenizer)
             progress = step / self.recipe.training.steps
             found = loss_and_gradients(
-                self.student, self.split, batch, targets, self.terms, progress=progress, inputs=inputs
+                self.trained,
+                self.split,
+                batch,
+                targets,
+                self.terms,
+                progress=progress,
+                inputs=inputs,
+                hidden_match=matched,
             )
             gradients = found.gradients if gradients is None else tree_map(mx.add, gradients, found.gradients)
             mx.eval(gradients)
             sums = {name: sums.get(name, 0.0) + float(np.asarray(value)) for name, value in found.sums.items()}
             weight += found.weight
         return gradients, sums, weight
+
+    def _ask(self, batch: Batch) -> tuple[Targets | None, tuple[HiddenMatch, Sequence[mx.array]] | None]:
+        """What the teacher says about a batch, and its hidden states where they are matched."""
+        if self.teacher is None:
+            return None, None
+        if self.match is None:
+            return self.teacher.targets(batch), None
+        assert isinstance(self.teacher, LocalTeacher)  # the recipe refuses to match against a cache
+        targets, states = self.teacher.targets_and_states(batch, [theirs for _, theirs in self.match.layers])
+        return targets, (self.match, states)
 
     def _validate(self, step: int) -> None:
         values = self.validate(self.student)
@@ -193,4 +216,4 @@ class Trainer:
             self._save("best")
 
     def _save(self, name: str) -> None:
-        state.save(self.folder / name, self.position, self.student, self.optimizer)
+        state.save(self.folder / name, self.position, self.trained, self.optimizer)

@@ -22,11 +22,13 @@ from mlxkd.evaluation.agreement import agreement
 from mlxkd.evaluation.answers import Answer, answer_all
 from mlxkd.evaluation.toolcalls.scoring import aggregate
 from mlxkd.files import atomic_file, file_hash, write_json
+from mlxkd.losses.hidden import HiddenMatch, Projectors
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.recipe import Loss, Recipe
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
 from mlxkd.students.checkpointing import checkpoint_layers
+from mlxkd.students.split import Split
 from mlxkd.teachers.cached import CachedTeacher
 from mlxkd.teachers.identity import teacher_identity, tokenizer_hash
 from mlxkd.teachers.local import LocalTeacher
@@ -127,7 +129,8 @@ def _train_one(
     recipe = setup.recipe
     if recipe.training.checkpoint_layers:
         checkpoint_layers(student)
-    needs_teacher = any(term.needs_teacher for term in terms)
+    match = _hidden_match(setup) if name == STUDENT else None
+    needs_teacher = match is not None or any(term.needs_teacher for term in terms)
     trainer = Trainer(
         recipe=recipe,
         student=student,
@@ -139,6 +142,7 @@ def _train_one(
         data=setup.data,
         validate=lambda model: _validate(setup, model),
         tokenizer=setup.tokenizer,
+        match=match,
     )
     if resume and (trainer.folder / "last" / state.FACTS).exists():
         trainer.resume()
@@ -147,6 +151,15 @@ def _train_one(
         trainer.callbacks = (MetricsFile(folder / "metrics.jsonl", name, first), bar)
         trainer.run()
     trainer.restore_best()
+
+
+def _hidden_match(setup: Setup) -> HiddenMatch | None:
+    """What the recipe wants matched, with fresh projectors."""
+    wanted = setup.recipe.hidden
+    if wanted is None:
+        return None
+    ours, theirs = (Split(model, verify=False).width for model in (setup.student, setup.teacher))
+    return HiddenMatch(wanted.layers, Projectors(len(wanted.layers), ours, theirs), wanted.kind, wanted.weight)
 
 
 def _teacher(setup: Setup) -> LocalTeacher | CachedTeacher:

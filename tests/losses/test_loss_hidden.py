@@ -9,27 +9,21 @@ import pytest
 from kd_toys import assert_trees_close, ragged_batch, toy
 
 from mlxkd.errors import UserError
-from mlxkd.losses.hidden import HiddenMatch, Projectors
+from mlxkd.losses.hidden import HiddenMatch, Projectors, WithProjectors
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 
 
-class Pair(nn.Module):
-    def __init__(self, student, projectors):
-        super().__init__()
-        self.student, self.projectors = student, projectors
-
-
 @pytest.mark.parametrize("kind", ["cosine", "mse"])
 def test_gradients_of_student_and_projectors(kind) -> None:
     student, _ = toy(1)
     teacher, _ = toy(2, hidden_size=24, head_dim=6)
-    pair, batch = Pair(student, Projectors(2, 16, 24)), ragged_batch()
+    pair, batch = WithProjectors(student, Projectors(2, 16, 24)), ragged_batch()
     match = HiddenMatch(((0, 1), (-1, -1)), pair.projectors, kind, 0.5)
     voice = LocalTeacher(teacher)
-    states = voice.states(batch, [1, -1])
+    _, states = voice.targets_and_states(batch, [1, -1])
     labels, weights = mx.array(batch.labels), mx.array(batch.weights)
 
     def layer_outputs(model, x, number):
@@ -64,7 +58,7 @@ def test_equal_widths_start_at_the_identity() -> None:
     student, _ = toy(1)
     batch = ragged_batch()
     match = HiddenMatch(((-1, -1),), Projectors(1, 16, 16), "mse")
-    states = LocalTeacher(toy(1)[0]).states(batch, [-1])
+    _, states = LocalTeacher(toy(1)[0]).targets_and_states(batch, [-1])
     step = loss_and_gradients(
         student, Split(student), batch, None, [Term("cross_entropy")], hidden_match=(match, states)
     )

@@ -19,6 +19,7 @@ from training_toys import quick
 from mlxkd import compat, quant
 from mlxkd.cli import main
 from mlxkd.demo import DEMO_TEACHER
+from mlxkd.errors import UserError
 from mlxkd.evaluation.agreement import agreement
 from mlxkd.recipe import load_recipe
 from mlxkd.training.callbacks import read_metrics
@@ -79,6 +80,21 @@ def test_student_and_baseline_saw_the_same_tokens(finished: Path) -> None:
     lines = read_metrics(finished / "metrics.jsonl")
     seen = {run: [v["tokens"] for v in lines if v["run"] == run and "tokens" in v] for run in ("student", "baseline")}
     assert seen["student"] == seen["baseline"] and len(seen["student"]) == 8
+
+
+def test_hidden_states_are_matched_in_the_student_alone(finished: Path) -> None:
+    lines = [v for v in read_metrics(finished / "metrics.jsonl") if "loss" in v]
+    matched = {
+        run: [v["loss/hidden_mse"] for v in lines if v["run"] == run and "loss/hidden_mse" in v]
+        for run in ("student", "baseline")
+    }
+    assert len(matched["student"]) == 8 and not matched["baseline"]
+    assert matched["student"][-1] < matched["student"][0]
+
+
+def test_hidden_states_need_a_live_teacher() -> None:
+    with pytest.raises(UserError, match="a cache holds no hidden states"):
+        load_recipe("demo", ("hidden={layers: [[0, 0]]}", "teacher.cache=x"))
 
 
 def _losses(folder: Path) -> list[tuple[int, float]]:
@@ -210,7 +226,7 @@ def test_the_demo_tokenizer_ships_with_the_teacher() -> None:
 
 def test_a_cached_teacher_trains_like_the_live_one(toy_teacher: Path, tmp_path: Path) -> None:
     """On a vocabulary where the cache holds nearly all mass, first losses agree; the tail bucket is what differs."""
-    arguments = ("--teacher", str(toy_teacher), *quick(training__steps="2", evaluation__tool_calls="0"))
+    arguments = ("--teacher", str(toy_teacher), *quick(training__steps="2", evaluation__tool_calls="0", hidden="null"))
     cache = tmp_path / "cache"
     for _ in range(2):  # the second call finds everything there
         taught = CliRunner().invoke(main, ["teach", *arguments, "--out", str(cache)], catch_exceptions=False)
