@@ -8,6 +8,8 @@ tool is held out of training.
 
 from __future__ import annotations
 
+import functools
+
 from mlxkd.demo.tools import DemoTool, parse_catalog
 
 CATALOG = """
@@ -197,6 +199,7 @@ find_movies | Find movies | genre:comedy|drama|horror|action|romance year?:integ
 """
 
 
+@functools.cache
 def everyday_tools() -> tuple[DemoTool, ...]:
     """The hand-written tools, in a fixed order."""
     return parse_catalog(CATALOG)

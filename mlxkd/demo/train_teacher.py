@@ -209,19 +209,21 @@ def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else 0
     whole = make_step(model, optimizer, model)
     pruned = make_step(model, optimizer, partial(nested, model))
-    total, since = 0.0, time.perf_counter()
+    losses: list[mx.array] = []
+    since = time.perf_counter()
     # A resumed run sees other conversations, not the same ones again.
     for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, first), strict=False):
+        mx.eval(losses)  # the last step was computed while this batch was made
         optimizer.learning_rate = mx.array(learning_rate(step, steps, peak))
-        loss = (pruned if step % NESTED_EVERY == 0 else whole)(tokens, weights)
-        mx.eval(model.state, optimizer.state)
-        total += loss.item()
+        losses.append((pruned if step % NESTED_EVERY == 0 else whole)(tokens, weights))
+        mx.async_eval(losses[-1], model.state, optimizer.state)
         if (step + 1) % LOG_EVERY == 0:
             seconds = time.perf_counter() - since
-            logger.info("step %d loss %.4f %.2f s/step", step + 1, total / LOG_EVERY, seconds / LOG_EVERY)
-            if not math.isfinite(total):
+            mean = float(np.mean([np.array(loss) for loss in losses]))
+            logger.info("step %d loss %.4f %.2f s/step", step + 1, mean, seconds / LOG_EVERY)
+            if not math.isfinite(mean):
                 raise click.ClickException("the loss is not finite; try a smaller --peak")
-            total, since = 0.0, time.perf_counter()
+            losses, since = [], time.perf_counter()
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             state.save(checkpoint, state.Position(step + 1, "teacher", "stream"), model, optimizer)
             save_teacher(model, config, out)

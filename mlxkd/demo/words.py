@@ -5,6 +5,7 @@ A word is held out by a hash of itself, so the split needs no list and never mov
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 NAMES = """Ana Ben Carla David Elena Felix Grace Hugo Ivy Jonas Kira Liam Maya Noah Olga Pedro Quinn Rosa Samir Tara Uma
@@ -101,6 +102,7 @@ SYLLABLES = "ba be bi bo da de do fa fe fi ga go ka ke ki ko la le li lo ma me m
 ENDINGS = ("", "", "", "n", "l", "s", "r", "k", "m", "x")
 
 
+@functools.cache
 def held_out(word: str, *, salt: str = "", share: float = 0.2) -> bool:
     """Whether training never sees this word (as that kind of thing, named by ``salt``)."""
     digest = hashlib.sha256(f"{salt}:{word}".encode()).digest()
