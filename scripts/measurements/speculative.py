@@ -1,8 +1,9 @@
 """Tokens per worker forward of speculative decoding against mlx-lm's, same models and draft length, and the law's p.
 
 Real 260K-parameter worker, drafter pruned from it (its middle layer dropped), drafts of 3, whole sampled texts at
-temperature 0.8 over fixed seeds, greedy texts at 0. The law: 20 seeds of draws at a vocabulary of 4, first three
-tokens, against the products of the worker's own laws.
+temperature 0.8 over fixed seeds, greedy texts at 0. The law: 20 seeds of 5,000 draws at a vocabulary of 4, first
+three tokens, against the products of the worker's own laws. One test of all 100,000 draws a law; the least of twenty
+p-values would fall below 0.01 in 18 % of the runs of an exact sampler.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mlxkd.students.prune import depth
 
 DATA = Path(os.environ.get("MLXKD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 DRAFT = 3
+SEEDS = 20
 PROMPTS = ("", "Once upon a time", "Lily and Tom", "One day, a big dog", "The sun was", "Mom said")
 
 
@@ -68,26 +70,36 @@ def mlx_lm(worker: Any, drafter: Any, prompts: list[list[int]], temperature: flo
     return made / forwards
 
 
-def smallest_p(options: SamplingOptions, draws: int) -> float:
-    """The least p-value of 20 seeds of ``draws`` strings of three tokens."""
+def pooled_p(options: SamplingOptions, draws: int) -> tuple[float, float]:
+    """Of 20 seeds of ``draws`` strings of three tokens: the p-value of all draws together, and that of the hypothesis
+    that the seeds' own p-values are uniform (Kolmogorov-Smirnov), as they must be under the exact law."""
     rng = np.random.default_rng(7)
     contexts = [(0, *rest) for n in range(3 + DRAFT) for rest in product(range(4), repeat=n)]
     worker, drafter = ({c: law(0.8 * rng.standard_normal(4), options) for c in contexts} for _ in range(2))
     texts = list(product(range(4), repeat=3))
-    expected = np.array([np.prod([worker[(0, *t[:i])].of(t[i]) for i in range(3)]) for t in texts]) * draws
+    shares = np.array([np.prod([worker[(0, *t[:i])].of(t[i]) for i in range(3)]) for t in texts])
+    seen = [_counts(worker, drafter, texts, draws, seed) for seed in range(SEEDS)]
+    alone = [_p_value(counts, shares) for counts in seen]
+    return _p_value(np.sum(seen, axis=0), shares), float(scipy.stats.kstest(alone, "uniform").pvalue)
+
+
+def _p_value(seen: np.ndarray, shares: np.ndarray) -> float:
+    """Pearson's chi-square; strings expected fewer than five times count as one."""
+    expected = shares * seen.sum()
     rare = expected < 5
-    return min(_p_value(worker, drafter, texts, expected, rare, draws, seed) for seed in range(20))
+    merged = np.append(seen[~rare], seen[rare].sum()), np.append(expected[~rare], expected[rare].sum())
+    used = merged[1] > 1e-9
+    return float(scipy.stats.chisquare(merged[0][used], merged[1][used]).pvalue)
 
 
-def _p_value(
+def _counts(
     worker: dict[tuple[int, ...], Law],
     drafter: dict[tuple[int, ...], Law],
     texts: list[tuple[int, ...]],
-    expected: np.ndarray,
-    rare: np.ndarray,
     draws: int,
     seed: int,
-) -> float:
+) -> np.ndarray:
+    """How often each string of three tokens was drawn through drafts of two."""
     streams, numbers = Streams(seed), {text: i for i, text in enumerate(texts)}
     seen = np.zeros(len(texts))
     for _ in range(draws):
@@ -101,13 +113,11 @@ def _p_value(
             accepted, following = verify(lambda i, t=text, d=draft: worker[(*t, *d.tokens[:i])], draft, streams)
             text = (*text, *draft.tokens[:accepted], following)
         seen[numbers[text[1:4]]] += 1
-    merged = np.append(seen[~rare], seen[rare].sum()), np.append(expected[~rare], expected[rare].sum())
-    used = merged[1] > 1e-9
-    return float(scipy.stats.chisquare(merged[0][used], merged[1][used]).pvalue)
+    return seen
 
 
 def measure(quick: bool) -> dict[str, Metric]:
-    """Ratios ours over mlx-lm's, both sides beside them, and the least p-value of the law."""
+    """Ratios ours over mlx-lm's, both sides beside them, and the least p-values of the law."""
     net, tokenizer, config = compat.load(DATA / "stories260K")
     small, small_config = depth(net, config, [0, 1, 3, 4])
     worker, drafter = (net, config), (small, small_config)
@@ -129,7 +139,11 @@ def measure(quick: bool) -> dict[str, Metric]:
         "top-k": SamplingOptions(temperature=0.8, top_k=3),
         "top-p": SamplingOptions(temperature=0.8, top_p=0.9),
     }
-    values = {name: smallest_p(options, draws) for name, options in laws.items()}
-    note = f"least of 20 seeds each: {', '.join(f'{name} {p:.3f}' for name, p in values.items())}"
-    found["chi2_min_p"] = Metric(min(values.values()), "p", "measured", device, n=60 * draws, note=note)
+    values = {name: pooled_p(options, draws) for name, options in laws.items()}
+    for key, number, what in (("chi2_min_p", 0, "all draws together"), ("uniform_min_p", 1, "uniform over seeds")):
+        each = ", ".join(f"{name} {p[number]:.3f}" for name, p in values.items())
+        note = f"{SEEDS} seeds of {draws} draws for each law, {what}: {each}"
+        found[key] = Metric(
+            min(p[number] for p in values.values()), "p", "measured", device, n=SEEDS * draws, note=note
+        )
     return found
