@@ -17,52 +17,56 @@ from mlxkd.demo.values import INVENTED_SHARE, JSON_TYPES, Value, invented, spoke
 
 Novelty = Literal["train", "composed", "words"]
 
-# Parameter name -> the kinds it may take and the ways a request says it.
+# Parameter name -> the kinds it may take and the ways a request says it: the last one is held out, a new combination
+# of words that training uses.
 PARAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "name": (("topic", "person"), ("called {}", "named {}", "with the name {}")),
-    "title": (("topic",), ("titled {}", "with the title {}", "entitled {}")),
-    "owner": (("person",), ("owned by {}", "that belongs to {}", "of {}")),
-    "recipient": (("person",), ("for {}", "to {}", "addressed to {}")),
-    "author": (("person",), ("by {}", "written by {}", "from the author {}")),
-    "city": (("place",), ("in {}", "located in {}", "at {}")),
-    "origin": (("place",), ("from {}", "starting in {}", "leaving {}")),
-    "destination": (("place",), ("to {}", "going to {}", "bound for {}")),
-    "region": (("place",), ("in the region {}", "around {}", "near {}")),
-    "color": (("color",), ("in {}", "colored {}", "with the color {}")),
-    "language": (("language",), ("in {}", "written in {}", "in the language {}")),
-    "material": (("thing",), ("made of {}", "out of {}", "built of {}")),
-    "topic": (("topic",), ("about {}", "on {}", "concerning {}")),
-    "comment": (("task",), ("with the comment {}", "saying {}", "and write {}")),
-    "reason": (("task",), ("because I must {}", "so that I can {}", "in order to {}")),
-    "day": (("day",), ("on {}", "for {}", "this {}")),
-    "time": (("time",), ("at {}", "around {}", "by {}")),
-    "code": (("code",), ("with code {}", "code {}", "using the code {}")),
-    "number": (("code", "integer"), ("number {}", "with number {}", "with the number {}")),
-    "count": (("small", "integer"), ("{} times", "with a count of {}", "count {}")),
-    "quantity": (("small", "integer"), ("{} pieces", "in a quantity of {}", "{} units of it")),
-    "minutes": (("integer",), ("for {} minutes", "lasting {} minutes", "{} minutes long")),
-    "pages": (("integer",), ("with {} pages", "{} pages long", "of {} pages")),
-    "people": (("small",), ("for {} people", "with {} people", "and we are {} people")),
-    "price": (("decimal", "integer"), ("for {} dollars", "at a price of {}", "costing {}")),
-    "weight": (("decimal",), ("weighing {} kilos", "of {} kilos", "with a weight of {}")),
-    "distance": (("decimal",), ("within {} km", "at a distance of {}", "{} km away")),
-    "speed": (("integer", "decimal"), ("at speed {}", "with a speed of {}", "going {} fast")),
-    "items": (("things",), ("with {}", "containing {}", "including {}")),
-    "guests": (("people",), ("with {}", "inviting {}", "together with {}")),
-    "tags": (("things",), ("tagged {}", "with the tags {}", "under the tags {}")),
-    "urgent": (("truth",), ("urgently", "as urgent", "with urgency")),
-    "private": (("truth",), ("privately", "as private", "in private mode")),
-    "express": (("truth",), ("by express", "with express service", "express")),
-    "silent": (("truth",), ("silently", "without a sound", "in silent mode")),
-    "size": (("small|medium|large",), ("in size {}", "of {} size", "size {}")),
-    "priority": (("low|normal|high",), ("with {} priority", "priority {}", "at {} priority")),
-    "format": (("short|long|full",), ("in {} format", "as {} format", "in the {} form")),
-    "quality": (("basic|good|best",), ("in {} quality", "of {} quality", "with {} quality")),
-    "frequency": (("daily|weekly|monthly",), ("{}", "repeating {}", "on a {} basis")),
-    "direction": (("north|south|east|west",), ("to the {}", "heading {}", "facing {}")),
-    "level": (("beginner|expert|master",), ("at {} level", "for a {}", "of {} level")),
-    "category": (("sports|music|news|art",), ("in the category {}", "from {}", "about {}")),
-    "status": (("open|closed|pending",), ("that is {}", "with status {}", "marked {}")),
+    "name": (("topic", "person"), ("called {}", "named {}", "with the name {}", "that is called {}")),
+    "title": (("topic",), ("titled {}", "with the title {}", "entitled {}", "that is titled {}")),
+    "owner": (("person",), ("owned by {}", "that belongs to {}", "of {}", "that is owned by {}")),
+    "recipient": (("person",), ("for {}", "to {}", "addressed to {}", "and it is for {}")),
+    "author": (("person",), ("by {}", "written by {}", "from the author {}", "that is written by {}")),
+    "city": (("place",), ("in {}", "located in {}", "at {}", "that is located in {}")),
+    "origin": (("place",), ("from {}", "starting in {}", "leaving {}", "starting from {}")),
+    "destination": (("place",), ("to {}", "going to {}", "bound for {}", "and going to {}")),
+    "region": (("place",), ("in the region {}", "around {}", "near {}", "around the region {}")),
+    "color": (("color",), ("in {}", "colored {}", "with the color {}", "in the color {}")),
+    "language": (("language",), ("in {}", "written in {}", "in the language {}", "written in the language {}")),
+    "material": (("thing",), ("made of {}", "out of {}", "built of {}", "that is made of {}")),
+    "topic": (("topic",), ("about {}", "on {}", "concerning {}", "that is about {}")),
+    "comment": (("task",), ("with the comment {}", "saying {}", "and write {}", "with a comment saying {}")),
+    "reason": (("task",), ("because I must {}", "so that I can {}", "in order to {}", "because I want to {}")),
+    "day": (("day",), ("on {}", "for {}", "this {}", "and on {}")),
+    "time": (("time",), ("at {}", "around {}", "by {}", "and at {}")),
+    "code": (("code",), ("with code {}", "code {}", "using the code {}", "with the code {}")),
+    "number": (("code", "integer"), ("number {}", "with number {}", "with the number {}", "using the number {}")),
+    "count": (("small", "integer"), ("{} times", "with a count of {}", "count {}", "and {} times")),
+    "quantity": (("small", "integer"), ("{} pieces", "in a quantity of {}", "{} units of it", "with {} pieces")),
+    "minutes": (("integer",), ("for {} minutes", "lasting {} minutes", "{} minutes long", "and lasting {} minutes")),
+    "pages": (("integer",), ("with {} pages", "{} pages long", "of {} pages", "that is {} pages long")),
+    "people": (("small",), ("for {} people", "with {} people", "and we are {} people", "and for {} people")),
+    "price": (
+        ("decimal", "integer"),
+        ("for {} dollars", "at a price of {}", "costing {}", "with a price of {} dollars"),
+    ),
+    "weight": (("decimal",), ("weighing {} kilos", "of {} kilos", "with a weight of {}", "with a weight of {} kilos")),
+    "distance": (("decimal",), ("within {} km", "at a distance of {}", "{} km away", "at {} km")),
+    "speed": (("integer", "decimal"), ("at speed {}", "with a speed of {}", "going {} fast", "at a speed of {}")),
+    "items": (("things",), ("with {}", "containing {}", "including {}", "and containing {}")),
+    "guests": (("people",), ("with {}", "inviting {}", "together with {}", "and inviting {}")),
+    "tags": (("things",), ("tagged {}", "with the tags {}", "under the tags {}", "tagged with {}")),
+    "urgent": (("truth",), ("urgently", "as urgent", "with urgency", "and urgently")),
+    "private": (("truth",), ("privately", "as private", "in private mode", "and privately")),
+    "express": (("truth",), ("by express", "with express service", "express", "and by express")),
+    "silent": (("truth",), ("silently", "without a sound", "in silent mode", "and silently")),
+    "size": (("small|medium|large",), ("in size {}", "of {} size", "size {}", "with {} size")),
+    "priority": (("low|normal|high",), ("with {} priority", "priority {}", "at {} priority", "in {} priority")),
+    "format": (("short|long|full",), ("in {} format", "as {} format", "in the {} form", "in the {} format")),
+    "quality": (("basic|good|best",), ("in {} quality", "of {} quality", "with {} quality", "in the {} quality")),
+    "frequency": (("daily|weekly|monthly",), ("{}", "repeating {}", "on a {} basis", "and repeating {}")),
+    "direction": (("north|south|east|west",), ("to the {}", "heading {}", "facing {}", "heading to the {}")),
+    "level": (("beginner|expert|master",), ("at {} level", "for a {}", "of {} level", "at the {} level")),
+    "category": (("sports|music|news|art",), ("in the category {}", "from {}", "about {}", "from the category {}")),
+    "status": (("open|closed|pending",), ("that is {}", "with status {}", "marked {}", "and with status {}")),
 }
 # Ways to name a parameter outright: the last one is held out.
 GENERIC = (
@@ -75,9 +79,17 @@ GENERIC = (
     "with {v} as the {p}",
     "and make the {p} {v}",
     "taking {v} as the {p}",
+    "using {v} as the {p}",
 )
-GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}", "and switch {p} on")
-GENERIC_UNFLAGS = ("with {p} off", "and turn {p} off", "{p} no", "not {p}", "and switch {p} off")
+GENERIC_FLAGS = ("with {p} on", "and turn {p} on", "{p} yes", "make it {p}", "and switch {p} on", "and turn the {p} on")
+GENERIC_UNFLAGS = (
+    "with {p} off",
+    "and turn {p} off",
+    "{p} no",
+    "not {p}",
+    "and switch {p} off",
+    "and turn the {p} off",
+)
 OPENERS = (
     "{} ",
     "please {} ",
@@ -102,7 +114,7 @@ class ComposedTool(DemoTool):
 
     def request(self, rng: random.Random, *, unseen: bool) -> tuple[str, dict[str, Value]]:
         phrasings = words.VERBS.get(self.verb, (self.verb,))
-        action = phrasings[-1] if unseen and rng.random() < 0.3 else rng.choice(phrasings[:2])
+        action = rng.choice(phrasings)
         opener = OPENERS[-1] if unseen and rng.random() < 0.5 else rng.choice(OPENERS[:-1])
         said: list[str] = []
         values: dict[str, Value] = {}
