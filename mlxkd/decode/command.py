@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import click
 
 from mlxkd.decode.constrained import ToolGrammar
+from mlxkd.decode.divergence import first_divergence
 from mlxkd.decode.engine import Engine, Statistics
-from mlxkd.decode.generate import Completion, collect
+from mlxkd.decode.generate import Completion, collect, complete
 from mlxkd.decode.opening import CacheFile, Worker, draft_length, open_drafter, open_worker, rows_for
 from mlxkd.decode.requests import Constraint, Event, GenerateOptions, Request
 from mlxkd.decode.sampling import SamplingOptions
@@ -39,6 +41,7 @@ def make_command() -> click.Command:
     @click.option("--constrain", is_flag=True, help="Only calls that parse and fit their schema")
     @click.option("--draft", metavar="MODEL", help='Speculate with this drafter, or "ngram" for prompt lookup')
     @click.option("--draft-tokens", type=click.IntRange(0), help="Tokens per draft [default: adapts]")
+    @click.option("--check-drafts", is_flag=True, help="Decode again without drafts and compare; greedy only")
     @click.option("--prompt-cache", type=FILE, help="Keep processed prompts in this file")
     @click.option("--cache-mb", type=click.IntRange(1), default=1024, show_default=True, help="Budget of the cache")
     @click.option("--batch", type=FILE, help='JSON lines: {"prompt": ...} or {"messages": [...]}')
@@ -84,23 +87,45 @@ def run(given: dict[str, Any]) -> None:
         click.echo(f"prompt cache not used: {kept.stale}", err=True)
     drafter = open_drafter(given["draft"], worker, session.batch_size, given["constrain"] and session.can_rewind)
     length = draft_length(given["draft_tokens"], session) if drafter is not None else None
+    if given["check_drafts"] and (drafter is None or given["temperature"] != 0):
+        raise UserError("--check-drafts compares greedy texts with and without --draft", hint="drop --temperature")
     engine = Engine(session, worker.tokenizer, drafter=drafter, length=length, cache=kept.store if kept else None)
-    _show(engine, requests, given)
+    answers = _show(engine, requests, given)
     if kept is not None:
         kept.save()
+    if given["check_drafts"] and not _drafts_hold(worker, requests, answers, 1 + len(engine.statistics.drafted_at)):
+        sys.exit(1)
 
 
-def _show(engine: Engine, requests: Sequence[Request], given: dict[str, Any]) -> None:
-    events = engine.run(requests)
+def _drafts_hold(worker: Worker, requests: Sequence[Request], answers: dict[str, Completion], width: int) -> bool:
+    """Decode again, token by token; say where a text differs. False where rounding cannot explain it."""
+    session = worker.session(1)
+    engine = Engine(session, worker.tokenizer)
+    found = []
+    for request in requests:
+        plain = complete(engine, request.prompt, request.options).tokens
+        found.append(first_divergence(session, request.prompt, plain, answers[request.name].tokens, width))
+    for request, difference in zip(requests, found, strict=True):
+        if difference is not None:
+            click.echo(f"answer {request.name}: {difference}", err=True)
+    equal = sum(difference is None for difference in found)
+    click.echo(f"{equal} answer{' equals' if equal == 1 else 's equal'} plain decoding", err=True)
+    return all(difference is None or difference.within_noise for difference in found)
+
+
+def _show(engine: Engine, requests: Sequence[Request], given: dict[str, Any]) -> dict[str, Completion]:
     if given["stream"]:
-        for event in events:
+        events = []
+        for event in engine.run(requests):
             _show_event(event, given["as_json"])
+            events.append(event)
         if not given["as_json"]:
             click.echo()
-        return
-    answers = collect(events)
+        return collect(events)
+    answers = collect(engine.run(requests))
     for request in requests:
         _show_answer(answers[request.name], request, engine.statistics, given)
+    return answers
 
 
 def read_batch(path: Path) -> list[dict[str, Any]]:
