@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ane.residency import calibration, picture, plan, signals
+from ane.residency import calibration, paired, picture, plan, signals
 from ane.residency.chips import ORDER
 from ane.residency.plan import NEEDS_MACOS, Plan
 from ane.residency.predict import DEFAULT_CHIP, Residency, predict
@@ -27,13 +27,17 @@ HELP = """\b
 Examples:
   bench ane-residency runs/demo/bundle
   bench ane-residency runs/demo/bundle --chip m4 --svg residency.svg --json
+  bench ane-residency runs/demo/bundle --paired 50
   bench ane-residency runs/demo/bundle --xctrace intervals.xml --html residency.html
 """
 
 
-def measured(xctrace: Path | None, powermetrics: Path | None) -> list[tuple[str, str]]:
-    """What recorded traces say, as (source, finding); nothing is inferred from latencies alone."""
+def measured(bundle: Path, pairs: int | None, xctrace: Path | None, powermetrics: Path | None) -> list[tuple[str, str]]:
+    """What paired latencies and recorded traces say, as (source, finding); none of them is a residency."""
     found = []
+    if pairs:
+        words = str(paired.measure(bundle, pairs=pairs)) if sys.platform == "darwin" else NEEDS_MACOS
+        found.append(("paired latency", words))
     if xctrace:
         intervals = signals.parse_xctrace(_text(xctrace))
         busy = sum(i.duration for i in intervals)
@@ -93,17 +97,18 @@ def sections(found: Residency, plans: Sequence[Plan], traces: Sequence[tuple[str
 @click.option("--calibrations", type=FOLDER, help="Folder of plans from real Macs [default: the shipped ones]")
 @click.option("--xctrace", type=REPORT_FILE, help="xctrace export of the ane-hw-intervals table")
 @click.option("--powermetrics", type=REPORT_FILE, help="Output of powermetrics recorded while the bundle ran")
+@click.option("--paired", "pairs", type=click.IntRange(3), help="macOS: time so many decode steps with and without it")
 @click.option("--contribute", type=REPORT_FILE, help="macOS: write this machine's plan as a calibration")
 @click.option("--svg", type=REPORT_FILE, help="Write the picture")
 @click.option("--html", "html_file", type=REPORT_FILE, help="Write the report as HTML")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @failing
 def ane_residency(bundle: Path, chip: str | None, threshold: float, calibrations: Path | None, xctrace: Path | None,
-                  powermetrics: Path | None, contribute: Path | None, svg: Path | None, html_file: Path | None,
-                  as_json: bool) -> None:  # fmt: skip
+                  powermetrics: Path | None, pairs: int | None, contribute: Path | None, svg: Path | None,
+                  html_file: Path | None, as_json: bool) -> None:  # fmt: skip
     """Predict (anywhere), plan and measure (on a Mac) what of a bundle runs on the Neural Engine."""
     found = predict(bundle, chip or _own_chip(), calibrations=calibrations)
-    plans, traces = planned(found, bundle), measured(xctrace, powermetrics)
+    plans, traces = planned(found, bundle), measured(bundle, pairs, xctrace, powermetrics)
     if contribute:
         _contribute(found, plans, contribute)
     if svg:
