@@ -113,14 +113,43 @@ def train(
         click.echo(line)
 
 
-@main.command(epilog="Example: mlxkd teach --teacher big-model --data train.jsonl --out cache")
+TEACH_EXAMPLES = """\b
+Examples:
+  mlxkd teach --teacher big-model --data train.jsonl --out cache
+  mlxkd teach --endpoint http://localhost:8080/v1 --model big --data asked.jsonl --out train.jsonl --deterministic
+"""
+
+
+@main.command(epilog=TEACH_EXAMPLES)
 @click.option("--recipe", default="demo", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
 @click.option("--teacher", help="Teacher: folder or Hugging Face repository (sets teacher.model).")
 @click.option("--data", help="Training data: file or folder (sets data.train).")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the cache.")
-def teach(recipe: str, overrides: tuple[str, ...], teacher: str | None, data: str | None, out: Path) -> None:
-    """Ask the teacher once and keep what it says; train with --set teacher.cache=OUT. Resumable."""
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the cache, or JSONL to write.")
+@click.option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server instead; its key: OPENAI_API_KEY.")
+@click.option("--model", help="The endpoint's model.")
+@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at a time.")
+@click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Sent with every request.")
+@click.option("--top-logprobs", type=click.IntRange(0, 20), default=0, help="Alternatives kept per token.")
+@click.option("--max-requests", type=click.IntRange(1), help="Stop after so many requests.")
+@click.option("--budget-tokens", type=click.IntRange(1), help="Stop after so many tokens by the server's count.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True, help="Seconds.")
+@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Per request.")
+@click.option("--deterministic", is_flag=True, help="Greedy; ask some questions again and report what differs.")
+@with_json
+def teach(recipe: str, overrides: tuple[str, ...], teacher: str | None, data: str | None, out: Path,
+          endpoint: str | None, as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Ask the teacher once and keep what it says. Resumable.
+
+    A model writes a cache (train with --set teacher.cache=OUT); an endpoint writes training data (--data OUT).
+    """
+    if endpoint:
+        from mlxkd.teachers.command import ask_endpoint, show
+
+        found = ask_endpoint({**given, "endpoint": endpoint, "data": data, "out": out})
+        sys.exit(show(found, out, as_json=as_json))
     from rich.console import Console
 
     from mlxkd import runtime
@@ -130,7 +159,7 @@ def teach(recipe: str, overrides: tuple[str, ...], teacher: str | None, data: st
     runtime.keep_heap()
     runtime.set_device(resolved.device)
     count = fill_cache(resolved, out, Console(stderr=True))
-    click.echo(f"{out}: {count} texts")
+    click.echo(json.dumps({"out": str(out), "texts": count}) if as_json else f"{out}: {count} texts")
 
 
 def _resolve(
