@@ -185,7 +185,7 @@ class Journal:
 def _answers(
     voice: Voice, waiting: Sequence[Question], pool: ThreadPoolExecutor, concurrency: int, stop: Callable[[int], bool]
 ) -> Iterator[tuple[Question, Said]]:
-    """Answers as they come, ``concurrency`` requests in flight at most; none starts once ``stop(in flight)`` is true."""
+    """Answers as they come, from ``concurrency`` requests in flight at most; none starts once ``stop(in flight)``."""
     rest = iter(waiting)
     running: dict[Future[Said], Question] = {}
     fault: BaseException | None = None
