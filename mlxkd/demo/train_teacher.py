@@ -7,7 +7,7 @@ deterministic per step on one machine. The model starts with a copying circuit (
 every other batch is a drill: repeat a list, or look up a key and copy its value. Only a model that copies from
 its context can learn to read tools it has never seen. Assistant turns carry the loss, all else a tenth of it.
 
-Every third step one half of the batch goes through a part of the model alone, the layers and MLP channels that a
+Every other step one half of the batch goes through a part of the model alone, the layers and MLP channels that a
 student keeps, so that the teacher can be pruned to them and still work: structured dropout (LayerDrop, Fan et al. 2020,
 arXiv 1909.11556) of one nested width (MatFormer, Devvrit et al. 2023, arXiv 2310.07707).
 """
@@ -61,7 +61,7 @@ CONFIG: dict[str, Any] = {
 # (rows, width) of a batch: about 2,600 positions each; a longer conversation is skipped.
 SHAPES = ((20, 128), (14, 192), (10, 256), (8, 336), (6, 480))
 # What the nested part keeps: these layers, and the first so many MLP channels of each.
-NESTED_LAYERS, NESTED_CHANNELS, NESTED_EVERY = (0, 1, 5), 128, 3
+NESTED_LAYERS, NESTED_CHANNELS, NESTED_EVERY = (0, 1, 5), 128, 2
 CONTEXT_WEIGHT = 0.1
 LOG_EVERY = 20
 SAVE_EVERY = 200
