@@ -99,6 +99,20 @@ class Loss(Section):
     weight: float = Field(1.0, ge=0, description="factor of this term")
     temperature: float = Field(1.0, gt=0, description="softens both distributions; the loss is scaled by its square")
     options: dict[str, Any] = Field(default_factory=dict, description="what this term needs beyond that")
+    teacher: str = Field("teacher", description="whose targets it reads: the teacher, or a name under teachers")
+
+
+class OnPolicy(Section):
+    """Train on what the student writes itself (GKD), corrected by the teacher at first (SKD)."""
+
+    share: float = Field(0.5, gt=0, le=1, description="share of the batches that the student writes")
+    max_tokens: int = Field(64, gt=0, description="longest answer it writes")
+    temperature: float = Field(1.0, ge=0, description="of its sampling")
+    corrected: float = Field(0.0, ge=0, le=1, description="share of the run, at its start, with corrected proposals")
+    top: int = Field(25, gt=0, description="a proposal outside the teacher's likeliest so many is replaced")
+    replay: float = Field(0.0, ge=0, le=1, description="share of the student's batches drawn from recent ones")
+    capacity: int = Field(512, gt=0, description="answers kept for replay")
+    staleness: int = Field(50, gt=0, description="batches after which an answer is forgotten")
 
 
 class Hidden(Section):
@@ -158,9 +172,15 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="of the shuffles and of fresh weights")
     device: Literal["cpu", "gpu"] | None = Field(None, description="MLX device; None takes MLX's own choice")
     teacher: Teacher = Teacher()
+    teachers: dict[str, Teacher] = Field(default_factory=dict, description="further teachers by name, for loss.teacher")
+    routes: dict[str, str] = Field(
+        default_factory=dict,
+        description='beginning of a record\'s source ("file:line") -> the teacher that judges it; "" routes the rest',
+    )
     student: Student = Student()
     data: Data
     loss: tuple[Loss, ...] = (Loss(name="forward_kl", weight=1.0), Loss(name="cross_entropy", weight=0.5))
+    on_policy: OnPolicy | None = Field(None, description="train on the student's own text too; None: on data alone")
     hidden: Hidden | None = Field(None, description="match hidden states as well; None leaves it out")
     optimizer: Optimizer = Optimizer()
     quantisation: Quantisation = Quantisation()
@@ -171,12 +191,26 @@ class Recipe(Section):
     def _coherent(self) -> Recipe:
         if not any(term.weight > 0 for term in self.loss):
             raise ValueError("loss: every weight is 0, so nothing would be learned")
-        names = [term.name for term in self.loss]
+        names = [(term.name, term.teacher) for term in self.loss]
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
+        self._check_teachers()
+        return self
+
+    def _check_teachers(self) -> None:
+        known = ("teacher", *self.teachers)
+        if "teacher" in self.teachers:
+            raise ValueError('teachers: "teacher" is the name of the first one; choose another')
+        named = [*(term.teacher for term in self.loss), *self.routes.values()]
+        if strange := next((name for name in named if name not in known), None):
+            raise ValueError(f"no teacher is called {strange!r}; there are {', '.join(known)}")
+        live = not any(teacher.cache for teacher in (self.teacher, *self.teachers.values()))
+        if self.on_policy and not live:
+            raise ValueError("on_policy: a cache knows nothing of what the student writes; leave teacher.cache out")
         if self.hidden and self.teacher.cache:
             raise ValueError("hidden: a cache holds no hidden states; leave teacher.cache out")
-        return self
+        if self.hidden and self.teachers:
+            raise ValueError("hidden: states are matched with one teacher; leave teachers out")
 
     def identity(self) -> str:
         """A hash of everything that shapes the result."""

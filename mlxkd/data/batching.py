@@ -113,7 +113,8 @@ class Batches:
         """Batch number ``step`` (0, 1, …) of the run; the same for equal seed, whatever came before."""
         epoch, position = divmod(step, len(self))
         bucket, index = self._schedule(epoch)[position]
-        return self._build(self._rows(bucket, epoch * self._counts[bucket] + index), self.shapes[bucket])
+        rows = self._rows(bucket, epoch * self._counts[bucket] + index)
+        return build(self.examples, rows, self.shapes[bucket], self.pad)
 
     def _usable(self, examples: Sequence[Example], too_long: str) -> list[Example]:
         longest = self.shapes[-1][1]
@@ -183,22 +184,24 @@ class Batches:
     def _permutation(self, bucket: int, turn: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, bucket, turn]).permutation(len(self._buckets[bucket]))
 
-    def _build(self, rows: list[int], shape: Shape) -> Batch:
-        inputs = np.full(shape, self.pad, dtype=np.int32)
-        labels = np.full(shape, self.pad, dtype=np.int32)
-        weights = np.zeros(shape, dtype=np.float32)
-        for r, index in enumerate(rows):
-            example = self.examples[index]
-            n = len(example) - 1
-            inputs[r, :n], labels[r, :n], weights[r, :n] = example.tokens[:-1], example.tokens[1:], example.weights[1:]
-        return Batch(inputs, labels, weights, tuple(rows), shape)
-
     def _summarise(self) -> None:
         self.report.supervised_tokens = sum(example.supervised for example in self.examples)
         self.report.shapes = dict(zip(self.shapes, self._counts, strict=True))
         places = sum(b * s * -(-len(rows) // b) for rows, (b, s) in zip(self._buckets, self.shapes, strict=True))
         used = sum(len(example) - 1 for example in self.examples)
         self.report.padding = 1 - used / places
+
+
+def build(examples: Sequence[Example], rows: Sequence[int], shape: Shape, pad: int = 0) -> Batch:
+    """The batch of these rows of ``examples``, each at most ``shape[1] + 1`` tokens long."""
+    inputs = np.full(shape, pad, dtype=np.int32)
+    labels = np.full(shape, pad, dtype=np.int32)
+    weights = np.zeros(shape, dtype=np.float32)
+    for r, index in enumerate(rows):
+        example = examples[index]
+        n = len(example) - 1
+        inputs[r, :n], labels[r, :n], weights[r, :n] = example.tokens[:-1], example.tokens[1:], example.weights[1:]
+    return Batch(inputs, labels, weights, tuple(rows), shape)
 
 
 def _checked_shapes(shapes: Sequence[Shape], mix: Sequence[float] | None) -> list[Shape]:

@@ -44,10 +44,14 @@ class Rollouts:
             )
 
 
-def prompt_of(example: Example) -> np.ndarray:
-    """The tokens before the first supervised one: what the student is asked to continue."""
-    first = int(np.flatnonzero(example.weights)[0])
-    return example.tokens[:first]
+def prompts_of(example: Example) -> list[np.ndarray]:
+    """The tokens before each supervised stretch: what the student can be asked to continue, turn by turn.
+
+    Earlier answers and tool results are then context and carry no loss.
+    """
+    carries = example.weights > 0
+    starts = np.flatnonzero(carries & ~np.append(False, carries[:-1]))
+    return [example.tokens[:start] for start in starts]
 
 
 def complete(model: nn.Module, prompts: Sequence[np.ndarray], options: Rollouts, seed: int) -> list[Example]:

@@ -18,10 +18,9 @@ from mlx.utils import tree_map
 from mlxkd import quant
 from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
-from mlxkd.losses.forms import Targets
 from mlxkd.losses.hidden import HiddenMatch, WithProjectors
 from mlxkd.losses.latency.collect import inputs_for
-from mlxkd.losses.step import loss_and_gradients
+from mlxkd.losses.step import Speakers, loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.recipe import Recipe
 from mlxkd.runtime import row_streams
@@ -29,13 +28,14 @@ from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
+from mlxkd.training.feed import StudentText
 from mlxkd.training.schedule import adamw, cosine, set_rate
 
 
 class Teacher(Protocol):
     """Whoever can say something about a batch."""
 
-    def targets(self, batch: Batch) -> Targets:
+    def targets(self, batch: Batch) -> Speakers:
         """What is known about its supervised positions."""
         ...
 
@@ -55,7 +55,7 @@ class Trainer:
     Args:
         recipe: steps, rates, quantisation.
         student: trained in place; fp32 masters.
-        batches: where step ``n`` finds its batches.
+        batches: where step ``n`` finds its batches: data, or data and the student's own text.
         terms: the loss.
         teacher: asked for targets when a term needs them; None for plain cross-entropy.
         plan: layer path -> grid of the quantised phase.
@@ -68,7 +68,7 @@ class Trainer:
 
     recipe: Recipe
     student: nn.Module
-    batches: Batches
+    batches: Batches | StudentText
     terms: Sequence[Term]
     teacher: Teacher | None
     plan: dict[str, str]
@@ -103,6 +103,8 @@ class Trainer:
         if found.step > self.quantised_from:
             self._quantise()
         self.position = state.restore(self.folder / "last", self.trained, self.optimizer)
+        if isinstance(self.batches, StudentText):
+            self.batches.restore(state.load_extra(self.folder / "last"))
 
     def run(self) -> None:
         """Train to the end.
@@ -116,16 +118,16 @@ class Trainer:
             for step in range(self.position.step, training.steps):
                 if step == self.quantised_from and self.plan:
                     self._quantise()
-                values = self._update(step)
+                values = self.update(step)
                 for callback in self.callbacks:
                     callback.on_step(step + 1, values)
                 last = step + 1 == training.steps
                 if last or (step + 1) % training.evaluate_every == 0:
                     self._validate(step + 1)
                 if last or (step + 1) % training.save_every == 0:
-                    self._save("last")
+                    self.save("last")
         except KeyboardInterrupt:
-            self._save("last")
+            self.save("last")
             raise Interrupted(self.folder / "last", self.position.step) from None
 
     def restore_best(self) -> None:
@@ -136,9 +138,10 @@ class Trainer:
         if self.plan and not quant.attached(self.student):
             quant.attach(self.student, self.plan)
 
-    def _update(self, step: int) -> Values:
+    def update(self, step: int) -> Values:
+        """One update; returns its figures."""
         started = time.perf_counter()
-        gradients, sums, weight = self._accumulate(step)
+        gradients, sums, weight, places = self._accumulate(step)
         gradients = tree_map(lambda g: g / weight, gradients)
         gradients, norm = optim.clip_grad_norm(gradients, self.recipe.optimizer.clip)
         rate = self.rate(step)
@@ -160,20 +163,19 @@ class Trainer:
             "norm": norm.item(),
             "quantised": bool(quant.attached(self.student)),
             "tokens": self.position.tokens,
-            "tokens_per_s": self._places(step) / (time.perf_counter() - started),
+            "tokens_per_s": places / (time.perf_counter() - started),
             "peak_bytes": mx.get_peak_memory(),
         }
 
-    def _places(self, step: int) -> int:
-        k = self.recipe.training.accumulate
-        return sum(math.prod(self.batches.batch(i).shape) for i in range(step * k, (step + 1) * k))
+    def _accumulate(self, step: int) -> tuple[Any, dict[str, float], float, int]:
+        """Gradients, sums, weight and positions of all batches of a step.
 
-    def _accumulate(self, step: int) -> tuple[Any, dict[str, float], float]:
-        """Sums over all batches of a step: dividing once at the end makes k batches equal to one big one."""
+        Dividing once at the end makes k batches equal to one big one.
+        """
         k = self.recipe.training.accumulate
         gradients: Any = None
         sums: dict[str, float] = {}
-        weight = 0.0
+        weight, places = 0.0, 0
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
             targets, matched = self._ask(batch)
@@ -193,9 +195,10 @@ class Trainer:
             mx.eval(gradients)
             sums = {name: sums.get(name, 0.0) + float(np.asarray(value)) for name, value in found.sums.items()}
             weight += found.weight
-        return gradients, sums, weight
+            places += math.prod(batch.shape)
+        return gradients, sums, weight, places
 
-    def _ask(self, batch: Batch) -> tuple[Targets | None, tuple[HiddenMatch, Sequence[mx.array]] | None]:
+    def _ask(self, batch: Batch) -> tuple[Speakers, tuple[HiddenMatch, Sequence[mx.array]] | None]:
         """What the teacher says about a batch, and its hidden states where they are matched."""
         if self.teacher is None:
             return None, None
@@ -213,7 +216,9 @@ class Trainer:
         counts = step > self.quantised_from or not self.plan
         if counts and (self.position.best is None or values["loss"] < self.position.best):
             self.position = replace(self.position, best=values["loss"])
-            self._save("best")
+            self.save("best")
 
-    def _save(self, name: str) -> None:
-        state.save(self.folder / name, self.position, self.trained, self.optimizer)
+    def save(self, name: str) -> None:
+        """Write the checkpoint of that name."""
+        extra = self.batches.state() if isinstance(self.batches, StudentText) else None
+        state.save(self.folder / name, self.position, self.trained, self.optimizer, extra)

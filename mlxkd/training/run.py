@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mlxkd import quant
+from mlxkd.data.batching import Batches
+from mlxkd.data.example import Example
 from mlxkd.errors import UserError
 from mlxkd.evaluation.agreement import agreement
 from mlxkd.evaluation.answers import Answer, answer_all
@@ -25,18 +27,20 @@ from mlxkd.files import atomic_file, file_hash, write_json
 from mlxkd.losses.hidden import HiddenMatch, Projectors
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
-from mlxkd.recipe import Loss, Recipe
+from mlxkd.recipe import Loss, Recipe, Teacher
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
 from mlxkd.students.checkpointing import checkpoint_layers
 from mlxkd.students.split import Split
 from mlxkd.teachers.cached import CachedTeacher
 from mlxkd.teachers.identity import teacher_identity, tokenizer_hash
 from mlxkd.teachers.local import LocalTeacher
+from mlxkd.teachers.routed import RoutedTeachers
 from mlxkd.teachers.teach import teach
 from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
+from mlxkd.training.feed import StudentText
 from mlxkd.training.loop import Trainer
-from mlxkd.training.setup import Setup, prepare
+from mlxkd.training.setup import Setup, prepare, teacher_folder
 from mlxkd.trees import leaves
 
 STUDENT, BASELINE = "student", "baseline"
@@ -98,11 +102,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunRe
     for line in setup.batches.report.lines():
         console.print(line, style="dim", highlight=False)
     fresh = quant.clone(setup.student)
-    _train_one(setup, setup.student, STUDENT, _terms(recipe.loss), folder, resume, console)
+    _train_one(setup, setup.student, STUDENT, terms_of(recipe.loss), folder, resume, console)
     twin = None
     if recipe.evaluation.baseline:
         twin = fresh
-        _train_one(setup, twin, BASELINE, _terms(CROSS_ENTROPY), folder, resume, console)
+        _train_one(setup, twin, BASELINE, terms_of(CROSS_ENTROPY), folder, resume, console)
     contenders = _judge(setup, twin, console)
     ship(setup, folder / "student")
     seconds = time.perf_counter() - started
@@ -110,8 +114,10 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunRe
     return RunResult(recipe, folder, contenders, seconds, peak, setup.batches.report.lines())
 
 
-def _terms(losses: Sequence[Loss]) -> list[Term]:
-    return [Term(loss.name, loss.weight, loss.temperature, loss.options) for loss in losses if loss.weight > 0]
+def terms_of(losses: Sequence[Loss]) -> list[Term]:
+    return [
+        Term(loss.name, loss.weight, loss.temperature, loss.options, loss.teacher) for loss in losses if loss.weight > 0
+    ]
 
 
 def _open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
@@ -129,21 +135,7 @@ def _train_one(
     recipe = setup.recipe
     if recipe.training.checkpoint_layers:
         checkpoint_layers(student)
-    match = _hidden_match(setup) if name == STUDENT else None
-    needs_teacher = match is not None or any(term.needs_teacher for term in terms)
-    trainer = Trainer(
-        recipe=recipe,
-        student=student,
-        batches=setup.batches,
-        terms=terms,
-        teacher=_teacher(setup) if needs_teacher else None,
-        plan=setup.plan,
-        folder=folder / "checkpoints" / name,
-        data=setup.data,
-        validate=lambda model: _validate(setup, model),
-        tokenizer=setup.tokenizer,
-        match=match,
-    )
+    trainer = make_trainer(setup, student, name, terms, folder)
     if resume and (trainer.folder / "last" / state.FACTS).exists():
         trainer.resume()
     first = trainer.position.step
@@ -151,6 +143,26 @@ def _train_one(
         trainer.callbacks = (MetricsFile(folder / "metrics.jsonl", name, first), bar)
         trainer.run()
     trainer.restore_best()
+
+
+def make_trainer(setup: Setup, student: nn.Module, name: str, terms: list[Term], folder: Path) -> Trainer:
+    """The trainer of the student or of its twin, whose name says which; checkpoints go below ``folder``."""
+    match = _hidden_match(setup) if name == STUDENT else None
+    needs_teacher = match is not None or any(term.needs_teacher for term in terms)
+    batches = _batches(setup, student) if name == STUDENT else setup.batches
+    return Trainer(
+        recipe=setup.recipe,
+        student=student,
+        batches=batches,
+        terms=terms,
+        teacher=_teachers(setup, batches.examples) if needs_teacher else None,
+        plan=setup.plan,
+        folder=folder / "checkpoints" / name,
+        data=setup.data,
+        validate=lambda model: _validate(setup, model),
+        tokenizer=setup.tokenizer,
+        match=match,
+    )
 
 
 def _hidden_match(setup: Setup) -> HiddenMatch | None:
@@ -162,13 +174,34 @@ def _hidden_match(setup: Setup) -> HiddenMatch | None:
     return HiddenMatch(wanted.layers, Projectors(len(wanted.layers), ours, theirs), wanted.kind, wanted.weight)
 
 
-def _teacher(setup: Setup) -> LocalTeacher | CachedTeacher:
-    """The live teacher, or what it said once."""
-    cache = setup.recipe.teacher.cache
-    if cache is None:
-        return LocalTeacher(setup.teacher, streams=row_streams())
-    names = {"tokenizer": tokenizer_hash(setup.tokenizer), "teacher": teacher_identity(setup.tokenizer_folder)}
-    return CachedTeacher(Path(cache), setup.batches.examples, **names)
+def _batches(setup: Setup, student: nn.Module) -> Batches | StudentText:
+    """Data, or data and the student's own text."""
+    recipe, wanted = setup.recipe, setup.recipe.on_policy
+    if wanted is None:
+        return setup.batches
+    stop = frozenset(int(token) for token in setup.tokenizer.eos_token_ids)
+    total = recipe.training.steps * recipe.training.accumulate
+    return StudentText(setup.batches, wanted, student, setup.teacher, stop, recipe.seed, total)
+
+
+def _teachers(setup: Setup, examples: Sequence[Example]) -> LocalTeacher | CachedTeacher | RoutedTeachers:
+    """The teacher, or all of them with their routes. Each is live or what it said once."""
+    recipe = setup.recipe
+    first = _voice(setup, setup.teacher, recipe.teacher, setup.tokenizer_folder)
+    if not recipe.teachers:
+        return first
+    others = {
+        name: _voice(setup, setup.teachers[name], wanted, teacher_folder(wanted.model))
+        for name, wanted in recipe.teachers.items()
+    }
+    return RoutedTeachers({"teacher": first, **others}, examples, recipe.routes)
+
+
+def _voice(setup: Setup, model: nn.Module, wanted: Teacher, folder: Path) -> LocalTeacher | CachedTeacher:
+    if wanted.cache is None:
+        return LocalTeacher(model, streams=row_streams())
+    names = {"tokenizer": tokenizer_hash(setup.tokenizer), "teacher": teacher_identity(folder)}
+    return CachedTeacher(Path(wanted.cache), setup.batches.examples, **names)
 
 
 def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
@@ -178,7 +211,7 @@ def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
         UserError: a cache of something else in ``out``, or a recipe without a term that reads a teacher.
     """
     setup = prepare(recipe)
-    temperatures = sorted({term.temperature for term in _terms(recipe.loss) if term.needs_teacher})
+    temperatures = sorted({term.temperature for term in terms_of(recipe.loss) if term.needs_teacher})
     if not temperatures:
         raise UserError("no term of the loss reads a teacher", where="loss", hint="add forward_kl")
     with Progress(console=console) as progress:

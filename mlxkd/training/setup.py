@@ -36,6 +36,7 @@ class Setup:
     Args:
         recipe: the recipe.
         teacher: frozen, in the dtype that is fast here.
+        teachers: further ones by name.
         student: fp32 masters, where training starts.
         config: the student's config.json.
         tokenizer: mlx-lm's wrapper, the teacher's.
@@ -50,6 +51,7 @@ class Setup:
 
     recipe: Recipe
     teacher: nn.Module
+    teachers: dict[str, nn.Module]
     student: nn.Module
     config: dict[str, Any]
     tokenizer: Any
@@ -69,12 +71,9 @@ def prepare(recipe: Recipe) -> Setup:
         UserError: anything missing or mismatched, with what to do about it.
     """
     mx.random.seed(recipe.seed)
-    name = DEMO_TEACHER if recipe.teacher.model == "demo" else recipe.teacher.model
-    folder = compat.resolve_model(name)
-    teacher, teacher_config = compat.load_model(folder, lazy=True)
+    folder, teacher, teacher_config = _teacher(recipe.teacher.model)
     tokenizer = compat.load_tokenizer(folder, teacher_config)
-    teacher = to_fast_dtype(teacher)
-    teacher.freeze()
+    teachers = {name: _further_teacher(name, wanted.model, tokenizer) for name, wanted in recipe.teachers.items()}
     records, valid_records, cases = _records(recipe)
     turns = recipe.data.turns
     options = RenderOptions(turns=turns, weights=recipe.data.weights, direct_calls=recipe.data.direct_calls)
@@ -87,6 +86,7 @@ def prepare(recipe: Recipe) -> Setup:
     return Setup(
         recipe,
         teacher,
+        teachers,
         student,
         config,
         tokenizer,
@@ -98,6 +98,26 @@ def prepare(recipe: Recipe) -> Setup:
         data_hash(batches.examples),
         world.default_tools() if recipe.data.demo else [],
     )
+
+
+def teacher_folder(model: str) -> Path:
+    """Where a recipe's teacher lies."""
+    return compat.resolve_model(DEMO_TEACHER if model == "demo" else model)
+
+
+def _teacher(model: str) -> tuple[Path, nn.Module, dict[str, Any]]:
+    """Folder, frozen model and config of a teacher."""
+    folder = teacher_folder(model)
+    teacher, config = compat.load_model(folder, lazy=True)
+    teacher = to_fast_dtype(teacher)
+    teacher.freeze()
+    return folder, teacher, config
+
+
+def _further_teacher(name: str, model: str, tokenizer: Any) -> nn.Module:
+    folder, teacher, config = _teacher(model)
+    check_same_tokenizer(compat.load_tokenizer(folder, config), tokenizer, where=f"teachers.{name}")
+    return teacher
 
 
 def to_fast_dtype(model: nn.Module) -> nn.Module:

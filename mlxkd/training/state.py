@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,17 @@ def data_hash(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save(folder: Path, position: Position, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write a checkpoint; the previous one stays until the new one is whole."""
+def save(
+    folder: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: Optimizer,
+    extra: Mapping[str, mx.array] | None = None,
+) -> None:
+    """Write a checkpoint, with ``extra`` arrays if any; the previous one stays until the new one is whole."""
     arrays = {f"model.{k}": v for k, v in leaves(model.parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in leaves(optimizer.state)}
+    arrays |= {f"extra.{k}": v for k, v in (extra or {}).items()}
     arrays["random"] = random_key()
     with atomic_folder(folder) as temporary:
         try:
@@ -106,6 +113,12 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) 
         set_random_key(flat["random"])
     mx.eval(model.parameters())
     return position
+
+
+def load_extra(folder: Path) -> dict[str, mx.array]:
+    """The ``extra`` arrays of a checkpoint."""
+    flat: Any = mx.load(str(folder / ARRAYS))
+    return {k.removeprefix("extra."): v for k, v in flat.items() if k.startswith("extra.")}
 
 
 def check_same(position: Position, recipe: str, data: str, folder: Path) -> None:

@@ -15,7 +15,7 @@ from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
-from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompt_of
+from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompts_of
 from mlxkd.teachers.routed import RoutedTeachers
 
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
@@ -34,7 +34,13 @@ def test_greedy_rollouts_are_plain_greedy_decoding() -> None:
     for example, prompt in zip(examples, PROMPTS, strict=True):
         assert example.tokens.tolist() == greedy(model, prompt, 5)
         assert example.weights.tolist() == [0] * len(prompt) + [1] * 5
-        assert prompt_of(example).tolist() == prompt.tolist() and example.meta["on_student"]
+        (found,) = prompts_of(example)
+        assert found.tolist() == prompt.tolist() and example.meta["on_student"]
+
+
+def test_every_turn_can_be_continued_and_what_precedes_it_is_context() -> None:
+    example = Example(np.arange(8, dtype=np.int32), np.float32([0, 0, 1, 1, 0, 0, 1, 0]))
+    assert [p.tolist() for p in prompts_of(example)] == [[0, 1], [0, 1, 2, 3, 4, 5]]
 
 
 def test_stop_ends_a_rollout_and_is_learnt() -> None:

@@ -22,6 +22,7 @@ from mlxkd.demo import DEMO_TEACHER
 from mlxkd.errors import UserError
 from mlxkd.evaluation.agreement import agreement
 from mlxkd.recipe import load_recipe
+from mlxkd.training import run
 from mlxkd.training.callbacks import read_metrics
 from mlxkd.training.setup import prepare
 
@@ -240,3 +241,58 @@ def test_a_cached_teacher_trains_like_the_live_one(toy_teacher: Path, tmp_path: 
     # Merging tokens into one bucket can only lower a KL divergence (data processing inequality).
     assert first[1]["loss/forward_kl"] <= first[0]["loss/forward_kl"] * (1 + 1e-3)
     assert first[0]["loss/cross_entropy"] == pytest.approx(first[1]["loss/cross_entropy"], rel=1e-5)
+
+
+ON_POLICY = "{share: 0.6, max_tokens: 6, corrected: 0.25, replay: 0.4}"
+
+
+def test_training_on_the_students_own_text_resumes_bit_for_bit(toy_teacher: Path, tmp_path: Path) -> None:
+    """Interrupted by a full stop after four steps; the replay buffer is part of the checkpoint."""
+    loss = "[{name: reverse_kl}, {name: cross_entropy, weight: 0.2}]"
+    arguments = ["--teacher", str(toy_teacher), *quick(on_policy=ON_POLICY, hidden="null", loss=loss)]
+    whole = CliRunner().invoke(main, _train(tmp_path / "a", *arguments), catch_exceptions=False)
+    assert whole.exit_code == 0, whole.output
+    overrides = [a for a in arguments[2:] if a != "--set"]
+    recipe = load_recipe("demo", (*overrides, f"teacher.model={toy_teacher}"))
+    setup = prepare(recipe)
+    student = setup.student
+    stopped = run.make_trainer(setup, student, "student", run.terms_of(recipe.loss), tmp_path / "b" / "demo")
+    for step in range(4):
+        stopped.update(step)
+    stopped.save("last")
+    assert stopped.batches.replay.kept
+    rest = CliRunner().invoke(main, _train(tmp_path / "b", *arguments, "--resume"), catch_exceptions=False)
+    assert rest.exit_code == 0, rest.output
+    assert _losses(tmp_path / "b" / "demo") == _losses(tmp_path / "a" / "demo")[4:]
+
+
+def test_several_teachers_weighted_and_routed(toy_teacher: Path, tmp_path: Path) -> None:
+    loss = "[{name: forward_kl, weight: 0.5}, {name: forward_kl, weight: 0.5, teacher: second}, {name: cross_entropy}]"
+    both = {"teachers": "{second: {model: " + str(toy_teacher) + "}}", "loss": loss, "hidden": "null"}
+    steps = {"training__steps": "2", "evaluation__tool_calls": "0"}
+    found = {}
+    for name, more in (("weighted", {}), ("routed", {"routes": "{demo/train: teacher, '': second}"})):
+        arguments = _train(tmp_path / name, "--teacher", str(toy_teacher), *quick(**both, **steps, **more))
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        found[name] = read_metrics(tmp_path / name / "demo" / "metrics.jsonl")[0]
+    # The same teacher twice says the same twice; routed away, the second one says nothing.
+    weighted, routed = found["weighted"], found["routed"]
+    assert weighted["loss/forward_kl"] == pytest.approx(weighted["loss/forward_kl/second"], rel=1e-6)
+    assert routed["loss/forward_kl"] == pytest.approx(weighted["loss/forward_kl"], rel=1e-6)
+    assert routed["loss/forward_kl/second"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (("loss=[{name: forward_kl, teacher: second}]",), "no teacher is called 'second'; there are teacher"),
+        (("routes={x: third}",), "no teacher is called 'third'"),
+        (("teachers={teacher: {model: m}}",), '"teacher" is the name of the first one'),
+        (("on_policy={share: 0.5}", "teacher.cache=x"), "a cache knows nothing of what the student writes"),
+        (("hidden={layers: [[0, 0]]}", "teachers={b: {model: m}}"), "states are matched with one teacher"),
+    ],
+)
+def test_teachers_that_cannot_be(override: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe("demo", override)
