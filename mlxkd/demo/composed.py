@@ -99,6 +99,7 @@ OPENERS = (
     "I need to {} ",
     "help me {} ",
     "I would like to {} ",
+    "please help me {} ",
 )
 DETERMINERS = ("the", "a", "my", "this", "that")
 DESCRIPTIONS = ("{V} a {n}", "{V} the {n}", "{V} {n}", "{V} one {n}")
