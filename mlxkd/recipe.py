@@ -136,12 +136,72 @@ class Optimizer(Section):
     clip: float = Field(1.0, gt=0, description="largest gradient norm; larger ones are scaled down")
 
 
+class StabilityLimit(Section):
+    """A threshold that acts at a validation in the quantised phase."""
+
+    measure: str = Field(description="min_cosine, max_relative_error, max_clipped, flips_per_step, non_finite, ...")
+    value: float = Field(description="the limit")
+    action: Literal["lower_rate", "roll_back", "stop"] = Field(description="what happens past it")
+
+
+class Stability(Section):
+    """Watch the quantised phase: hidden states of the deployed student against those of the float one before it."""
+
+    probe: tuple[int, int] = Field((4, 64), description="(rows, positions) of the probe, from the validation data")
+    limits: tuple[StabilityLimit, ...] = Field(
+        (
+            StabilityLimit(measure="non_finite", value=0, action="roll_back"),
+            StabilityLimit(measure="min_cosine", value=0.3, action="roll_back"),
+            StabilityLimit(measure="max_clipped", value=0.5, action="lower_rate"),
+        ),
+        description="thresholds that act",
+    )
+    factor: float = Field(0.5, gt=0, lt=1, description="how much an intervention lowers the rate, for good")
+    patience: int = Field(3, ge=0, description="interventions before the run stops")
+
+
 class Quantisation(Section):
     """The grid that ships, and when training starts to feel it."""
 
     grid: str = Field("mlx-affine4-g64", description='what every eligible layer ships on; "float" for none')
+    targets: tuple[str, ...] = Field((), description="several grids for one master, the first as grid; see order")
+    order: Literal["step", "layer", "progressive"] = Field(
+        "step",
+        description='targets in turn by "step" or "layer", each shipping a student; "progressive": one after the '
+        "other towards grid, which alone ships",
+    )
     rules: tuple[tuple[str, str], ...] = Field((), description="(layer pattern, grid) exceptions, first match wins")
     fraction: float = Field(0.3, ge=0, le=1, description="share of the steps, at the end, that train on the grid")
+    learned_ranges: bool = Field(False, description="train scales and palettes too (LSQ)")
+    range_rate: float = Field(0.1, gt=0, description="their rate relative to the weights'")
+    ranges_first: float = Field(0.0, ge=0, lt=1, description="share of a grid's steps that train its ranges alone")
+    palette_temperature: float | None = Field(None, gt=0, description="differentiable palettes (DKM) at this one")
+    activations: Literal["int8-token", "mxfp8", "nvfp4"] | None = Field(
+        None, description="simulate this grid for the inputs of linear layers"
+    )
+    self_teacher: float = Field(
+        0.0, ge=0, description="weight of the KL to the student's own float copy, from the quantised phase on (QAD)"
+    )
+    stability: Stability | None = Field(None, description="watch the quantised phase and act; None leaves it out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_target(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("targets") and given.get("order") != "progressive":
+            first = given["targets"][0]
+            if given.setdefault("grid", first) != first:
+                raise ValueError(f"targets: the first one, {first}, must be grid, {given['grid']}; leave grid out")
+        return given
+
+    @model_validator(mode="after")
+    def _possible(self) -> Quantisation:
+        if self.ranges_first and not self.learned_ranges:
+            raise ValueError("ranges_first: nothing would train; set learned_ranges: true")
+        if self.ranges_first and len(self.targets) > 1 and self.order != "progressive":
+            raise ValueError("ranges_first: several targets train in turn, so no phase is theirs alone")
+        if self.grid == "float" and (self.targets or self.self_teacher):
+            raise ValueError("grid: float leaves nothing to quantise; targets and self_teacher need a grid")
+        return self
 
 
 class Training(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
@@ -68,6 +69,11 @@ class Stability:
         }
         return found[measure]
 
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Stability:
+        """What ``to_json`` gave."""
+        return cls(**{**tree, "layers": tuple(Layer(**layer) for layer in tree["layers"])})
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -89,14 +95,34 @@ class Probe:
     """Holds the float student's hidden states on fixed tokens, and looks at what becomes of them.
 
     Args:
-        model: the float student before quantisation-aware training starts.
+        model: the float student before quantisation-aware training starts; or its trace, taken then.
         tokens: int [batch, positions], fixed for the run.
     """
 
-    def __init__(self, model: nn.Module, tokens: mx.array):
+    def __init__(self, model: nn.Module | Trace, tokens: mx.array):
         self.tokens = tokens
-        self.reference: Trace = trace(model, tokens)
+        self.reference: Trace = model if isinstance(model, Trace) else trace(model, tokens)
         self._codes: tuple[int, dict[str, mx.array]] | None = None
+
+    def save(self, path: Path) -> None:
+        """Keep the reference for a resumed run."""
+        arrays = {f"hidden.{i}": value for i, value in enumerate(self.reference.hidden)}
+        entropy = [math.nan if value is None else value for value in self.reference.entropy]
+        mx.save_safetensors(str(path), arrays | {"entropy": mx.array(entropy), "logits": self.reference.logits})
+
+    @classmethod
+    def load(cls, path: Path, tokens: mx.array) -> Probe:
+        """The probe that ``save`` kept.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if not path.is_file():
+            raise UserError("the float student's hidden states are gone", where=str(path), hint="run without --resume")
+        kept: Any = mx.load(str(path))
+        entropy = tuple(None if math.isnan(value) else float(value) for value in kept["entropy"].tolist())
+        hidden = tuple(kept[f"hidden.{i}"] for i in range(len(entropy)))
+        return cls(Trace(hidden, entropy, kept["logits"]), tokens)
 
     def look(self, model: nn.Module, config: dict[str, Any], step: int, packed: Packed | None = None) -> Stability:
         """Compare the deployed form of ``model`` (packed here unless given) with the float reference."""
@@ -196,7 +222,7 @@ class Guard:
             if figure is not None and limit.broken_by(figure):
                 broken.append((limit, f"step {seen.step}: {limit.measure} {figure:.4g} is past {limit.value:g}"))
         if not broken:
-            self._good = (seen.step, model.parameters(), optimizer_state)
+            self.remember(seen.step, model, optimizer_state)
             return Decision(None, self.rate_factor, ())
         actions: list[Action] = ["lower_rate", "roll_back", "stop"]
         action = max((limit.action for limit, _ in broken), key=actions.index)
@@ -211,6 +237,10 @@ class Guard:
             reasons += (f"weights and optimiser are those of step {self._good[0]} again",)
         self.log += reasons
         return Decision(action, self.rate_factor, reasons)
+
+    def remember(self, step: int, model: nn.Module, optimizer_state: Any) -> None:
+        """Keep a sound state to roll back to."""
+        self._good = (step, model.parameters(), optimizer_state)
 
     @property
     def good_state(self) -> tuple[int, Any, Any]:

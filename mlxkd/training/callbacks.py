@@ -86,3 +86,5 @@ class ProgressBar:
     def on_validation(self, step: int, values: Values) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
         self.progress.console.print(f"  step {step}: {shown}", style="dim", highlight=False)
+        for reason in values.get("reasons", ()):
+            self.progress.console.print(f"  {reason}", style="yellow", highlight=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +18,12 @@ from mlx.utils import tree_map
 from mlxkd import quant
 from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
+from mlxkd.losses.forms import Targets
 from mlxkd.losses.hidden import HiddenMatch, WithProjectors
 from mlxkd.losses.latency.collect import inputs_for
 from mlxkd.losses.step import Speakers, loss_and_gradients
 from mlxkd.losses.term import Term
+from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Recipe
 from mlxkd.runtime import row_streams
 from mlxkd.students.split import Split
@@ -29,7 +31,8 @@ from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
 from mlxkd.training.feed import StudentText
-from mlxkd.training.schedule import adamw, cosine, set_rate
+from mlxkd.training.quantised import QuantisedPhase
+from mlxkd.training.schedule import adamw, cosine, grown, set_rate
 
 
 class Teacher(Protocol):
@@ -58,7 +61,7 @@ class Trainer:
         batches: where step ``n`` finds its batches: data, or data and the student's own text.
         terms: the loss.
         teacher: asked for targets when a term needs them; None for plain cross-entropy.
-        plan: layer path -> grid of the quantised phase.
+        quantised: what happens in the quantised phase.
         folder: for the checkpoints "last" and "best".
         data: hash of the training examples.
         validate: called with the student; returns figures, "loss" among them.
@@ -71,7 +74,7 @@ class Trainer:
     batches: Batches | StudentText
     terms: Sequence[Term]
     teacher: Teacher | None
-    plan: dict[str, str]
+    quantised: QuantisedPhase
     folder: Path
     data: str
     validate: Callable[[nn.Module], Values]
@@ -90,19 +93,14 @@ class Trainer:
         self.rate = cosine(self.recipe.optimizer, self.recipe.training.steps)
         self.position = state.Position(0, self.recipe.identity(), self.data)
 
-    @property
-    def quantised_from(self) -> int:
-        """The first step that trains on the grid."""
-        steps = self.recipe.training.steps
-        return steps - round(self.recipe.quantisation.fraction * steps)
-
     def resume(self) -> None:
         """Continue from the last checkpoint; the loss curve goes on as if nothing had happened."""
         found = state.peek(self.folder / "last")
         state.check_same(found, self.recipe.identity(), self.data, self.folder / "last")
-        if found.step > self.quantised_from:
-            self._quantise()
+        if self.quantised.applies(found.step - 1):
+            self.quantised.resume(self.student, found.step)
         self.position = state.restore(self.folder / "last", self.trained, self.optimizer)
+        self.quantised.remember(self.trained, found.step, found.rate_factor, self.optimizer.state)
         if isinstance(self.batches, StudentText):
             self.batches.restore(state.load_extra(self.folder / "last"))
 
@@ -116,8 +114,6 @@ class Trainer:
         training = self.recipe.training
         try:
             for step in range(self.position.step, training.steps):
-                if step == self.quantised_from and self.plan:
-                    self._quantise()
                 values = self.update(step)
                 for callback in self.callbacks:
                     callback.on_step(step + 1, values)
@@ -134,19 +130,18 @@ class Trainer:
         """Put the weights of the lowest validation loss into the student."""
         state.restore(self.folder / "best", self.trained)
 
-    def _quantise(self) -> None:
-        if self.plan and not quant.attached(self.student):
-            quant.attach(self.student, self.plan)
-
     def update(self, step: int) -> Values:
         """One update; returns its figures."""
         started = time.perf_counter()
+        if self.quantised.applies(step):
+            self._enter(step)
         gradients, sums, weight, places = self._accumulate(step)
         gradients = tree_map(lambda g: g / weight, gradients)
         gradients, norm = optim.clip_grad_norm(gradients, self.recipe.optimizer.clip)
-        rate = self.rate(step)
-        set_rate(self.optimizer, rate)
+        rate = self.rate(step) * self.position.rate_factor
+        set_rate(self.optimizer, rate, self.recipe.quantisation.range_rate)
         self.optimizer.update(self.trained, gradients)
+        self.quantised.settle(self.student)
         mx.eval(self.trained.parameters(), self.optimizer.state, norm)
         total = sums.pop("loss") / weight
         if not math.isfinite(total) or not math.isfinite(norm.item()):
@@ -167,18 +162,31 @@ class Trainer:
             "peak_bytes": mx.get_peak_memory(),
         }
 
+    def _enter(self, step: int) -> None:
+        """Put the student on its grids at the first step of the phase; from then on choose what each step trains."""
+        if not quant.attached(self.student):
+            self.quantised.start(self.student)
+        if self.quantised.enter(self.student, step):
+            parameters = self.trained.trainable_parameters()
+            self.optimizer = grown(self.optimizer, self.recipe.optimizer, parameters)
+
     def _accumulate(self, step: int) -> tuple[Any, dict[str, float], float, int]:
         """Gradients, sums, weight and positions of all batches of a step.
 
         Dividing once at the end makes k batches equal to one big one.
         """
         k = self.recipe.training.accumulate
+        terms = [*self.terms, *(self.quantised.terms if self.quantised.applies(step) else ())]
         gradients: Any = None
         sums: dict[str, float] = {}
         weight, places = 0.0, 0
         for number in range(step * k, (step + 1) * k):
             batch = self.batches.batch(number)
             targets, matched = self._ask(batch)
+            if own := self.quantised.said(batch):
+                targets = own | (
+                    dict(targets) if isinstance(targets, Mapping) else {"teacher": targets} if targets else {}
+                )
             inputs = inputs_for(self.terms, batch, self.batches.examples, self.split, self.tokenizer)
             progress = step / self.recipe.training.steps
             found = loss_and_gradients(
@@ -186,7 +194,7 @@ class Trainer:
                 self.split,
                 batch,
                 targets,
-                self.terms,
+                terms,
                 progress=progress,
                 inputs=inputs,
                 hidden_match=matched,
@@ -209,16 +217,44 @@ class Trainer:
         return targets, (self.match, states)
 
     def _validate(self, step: int) -> None:
-        values = self.validate(self.student)
+        on_grid = bool(quant.attached(self.student))
+        values: Values = {}
+        for target in self.quantised.targets if on_grid else [DEFAULT_TARGET]:
+            if on_grid:
+                quant.activate(self.student, target)
+            suffix = "" if target == DEFAULT_TARGET else f"@{target}"
+            values |= {f"{name}{suffix}": value for name, value in self.validate(self.student).items()}
+        if on_grid:
+            quant.activate(self.student, DEFAULT_TARGET)
+            values |= self._judge(step)
         for callback in self.callbacks:
             callback.on_validation(step, values)
         # A float student's loss says nothing about the quantised one: only the phase that ships competes.
-        counts = step > self.quantised_from or not self.plan
+        counts = self.quantised.applies(step - 1) or not self.quantised.plans
         if counts and (self.position.best is None or values["loss"] < self.position.best):
             self.position = replace(self.position, best=values["loss"])
             self.save("best")
+
+    def _judge(self, step: int) -> Values:
+        """Apply the stability limits; a rollback takes weights and moments of the last sound validation."""
+        found = self.quantised.judge(self.student, self.trained, step, self.optimizer.state)
+        if found is None:
+            return {}
+        seen, decision = found
+        if decision.action == "roll_back":
+            assert self.quantised.guard is not None
+            self.optimizer.state = self.quantised.guard.good_state[2]
+        self.position = replace(self.position, rate_factor=decision.rate_factor)
+        return {"stability": seen.to_json(), "reasons": list(decision.reasons)}
 
     def save(self, name: str) -> None:
         """Write the checkpoint of that name."""
         extra = self.batches.state() if isinstance(self.batches, StudentText) else None
         state.save(self.folder / name, self.position, self.trained, self.optimizer, extra)
+
+
+def _by_name(targets: Speakers) -> dict[str, Targets]:
+    """Targets by teacher name."""
+    if targets is None:
+        return {}
+    return dict(targets) if isinstance(targets, Mapping) else {"teacher": targets}

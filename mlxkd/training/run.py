@@ -27,6 +27,7 @@ from mlxkd.files import atomic_file, file_hash, write_json
 from mlxkd.losses.hidden import HiddenMatch, Projectors
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
+from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Loss, Recipe, Teacher
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
 from mlxkd.students.checkpointing import checkpoint_layers
@@ -40,6 +41,7 @@ from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
 from mlxkd.training.feed import StudentText
 from mlxkd.training.loop import Trainer
+from mlxkd.training.quantised import QuantisedPhase
 from mlxkd.training.setup import Setup, prepare, teacher_folder
 from mlxkd.trees import leaves
 
@@ -109,6 +111,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunRe
         _train_one(setup, twin, BASELINE, terms_of(CROSS_ENTROPY), folder, resume, console)
     contenders = _judge(setup, twin, console)
     ship(setup, folder / "student")
+    for target in further_targets(setup):
+        ship(setup, folder / f"student-{target}", target)
     seconds = time.perf_counter() - started
     peak = max(mx.get_peak_memory(), peak_process_memory())
     return RunResult(recipe, folder, contenders, seconds, peak, setup.batches.report.lines())
@@ -156,13 +160,24 @@ def make_trainer(setup: Setup, student: nn.Module, name: str, terms: list[Term],
         batches=batches,
         terms=terms,
         teacher=_teachers(setup, batches.examples) if needs_teacher else None,
-        plan=setup.plan,
+        quantised=_quantised(setup, name, folder / "checkpoints" / name),
         folder=folder / "checkpoints" / name,
         data=setup.data,
         validate=lambda model: _validate(setup, model),
         tokenizer=setup.tokenizer,
         match=match,
     )
+
+
+def _quantised(setup: Setup, name: str, folder: Path) -> QuantisedPhase:
+    """The quantised phase of the student, or of its twin, which has no teacher of any kind and is not watched."""
+    recipe, options = setup.recipe, setup.recipe.quantisation
+    if name != STUDENT:
+        options = options.model_copy(update={"self_teacher": 0.0, "stability": None})
+    watched = options.stability
+    rows, positions = watched.probe if watched else (1, 1)
+    probe = mx.array(setup.valid[0].inputs[:rows, :positions])
+    return QuantisedPhase(options, setup.plans, recipe.training.steps, folder, setup.config, probe)
 
 
 def _hidden_match(setup: Setup) -> HiddenMatch | None:
@@ -244,6 +259,8 @@ def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, 
     with _float(student):
         models["float"] = ("student, unpacked", quant.clone(student))
     models["student"] = ("student", _packed(student, setup.config))
+    for target in further_targets(setup):
+        models[f"student@{target}"] = (f"student, {target}", quant.pack(student, setup.config, target=target).model)
     if twin is not None:
         models["baseline"] = ("twin without teacher", _packed(twin, setup.config))
     answers = sum(len(cases) for cases in setup.cases.values())
@@ -307,8 +324,15 @@ def _count(model: nn.Module) -> int:
     return total
 
 
-def ship(setup: Setup, folder: Path) -> None:
-    """Write the packed student, codes made once, with everything that tells where it came from."""
+def further_targets(setup: Setup) -> list[str]:
+    """Targets that ship students of their own beside the first."""
+    if setup.recipe.quantisation.order == "progressive":
+        return []
+    return [target for target in setup.plans if target != DEFAULT_TARGET]
+
+
+def ship(setup: Setup, folder: Path, target: str = DEFAULT_TARGET) -> None:
+    """Write the packed student of a target, codes made once, with everything that tells where it came from."""
     recipe = setup.recipe
     metadata = {
         "recipe": recipe.identity(),
@@ -316,7 +340,7 @@ def ship(setup: Setup, folder: Path) -> None:
         "data": setup.data,
         "teacher": {"model": recipe.teacher.model, "tokenizer": file_hash(_tokenizer_file(setup.tokenizer_folder))},
     }
-    packed = quant.pack(setup.student, setup.config)
+    packed = quant.pack(setup.student, setup.config, target=target)
     quant.save_student(folder, packed, setup.tokenizer_folder, metadata)
     if setup.default_tools:
         write_json(folder / "tools.json", setup.default_tools)

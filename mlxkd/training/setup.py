@@ -20,6 +20,7 @@ from mlxkd.data.render import RenderOptions, render_all
 from mlxkd.demo import DEMO_TEACHER, world
 from mlxkd.errors import UserError
 from mlxkd.evaluation.answers import cut_to_answers
+from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Recipe
 from mlxkd.students import importance, prune
 from mlxkd.teachers.identity import check_same_tokenizer
@@ -44,7 +45,7 @@ class Setup:
         batches: training batches.
         valid: validation batches, in a fixed order.
         cases: held-out requests by set; empty when tool calls are not evaluated.
-        plan: layer path -> grid.
+        plans: target -> (layer path -> grid); the default target is the student that ships.
         data: hash of the training examples.
         default_tools: schemas that a demo student is given when a person names none.
     """
@@ -59,7 +60,7 @@ class Setup:
     batches: Batches
     valid: list[Batch]
     cases: Cases
-    plan: dict[str, str]
+    plans: dict[str, quant.plan.Plan]
     data: str
     default_tools: list[dict[str, Any]]
 
@@ -82,7 +83,9 @@ def prepare(recipe: Recipe) -> Setup:
     valid = render_all(valid_records, tokenizer, RenderOptions(turns=turns))
     student, config = _student(recipe, teacher, teacher_config, tokenizer, train)
     batches = _batches(recipe, train, recipe.seed)
-    plan = quant.plan_for(student, recipe.quantisation.grid, recipe.quantisation.rules)
+    wanted = recipe.quantisation
+    grids = {DEFAULT_TARGET: wanted.grid} | {name: name for name in wanted.targets if name != wanted.grid}
+    plans = {target: quant.plan_for(student, name, wanted.rules) for target, name in grids.items()}
     return Setup(
         recipe,
         teacher,
@@ -94,7 +97,7 @@ def prepare(recipe: Recipe) -> Setup:
         batches,
         _validation(recipe, valid),
         cases,
-        plan,
+        {target: plan for target, plan in plans.items() if plan},
         data_hash(batches.examples),
         world.default_tools() if recipe.data.demo else [],
     )

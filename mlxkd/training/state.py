@@ -34,6 +34,7 @@ class Position:
         data: hash of the training examples.
         best: lowest validation loss so far (nats/token), None before the first one that counts.
         tokens: supervised tokens seen.
+        rate_factor: what the stability limits have made of the learning rate.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Position:
     data: str
     best: float | None = None
     tokens: float = 0.0
+    rate_factor: float = 1.0
 
 
 def data_hash(examples: Sequence[Example]) -> str:

@@ -9,6 +9,8 @@ from rich.table import Table as RichTable
 from mlxkd.evaluation.answers import Answer
 from mlxkd.files import write_json
 from mlxkd.metric import Metric
+from mlxkd.quant.pictures import stability_sections
+from mlxkd.quant.stability import Stability
 from mlxkd.report import Conversation, Document, Figure, Heading, Section, Table, Text, Tiles, plots
 from mlxkd.runtime import artefact_metadata, device_name
 from mlxkd.training.callbacks import Values, read_metrics
@@ -84,6 +86,7 @@ def document(result: RunResult) -> Document:
     if exact:
         sections.append(Figure(plots.bars(exact), alt="share of exactly right answers by model"))
     sections += [Heading("Training"), *_curves(metrics)]
+    sections += _stability(metrics)
     sections += _samples(result.contenders["student"])
     sections += [Heading("Data"), Text("\n\n".join(result.data_lines))]
     details = {"recipe": result.recipe.identity(), "seed": result.recipe.seed, **artefact_metadata()}
@@ -135,6 +138,13 @@ def _curves(metrics: Sequence[Values]) -> list[Section]:
             figure = plots.curves(series, y="nats/token" if key != "rate" else "rate", title=title)
             sections.append(Figure(figure, alt=f"{title} over training steps"))
     return sections
+
+
+def _stability(metrics: Sequence[Values]) -> list[Section]:
+    """What became of the hidden states in the quantised phase, where the recipe watched it."""
+    seen = [v for v in metrics if "valid/stability" in v]
+    log = [reason for v in seen for reason in v["valid/reasons"]]
+    return stability_sections([Stability.from_json(v["valid/stability"]) for v in seen], log)
 
 
 def _samples(student: Contender) -> list[Section]:
