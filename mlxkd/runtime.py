@@ -103,22 +103,21 @@ def blas_in_use() -> str:
 
 @contextlib.contextmanager
 def open_file_limit_kept() -> Iterator[None]:
-    """Undo what an import inside the block does to RLIMIT_NOFILE (mlx_lm.utils lowers it to 2048/4096)."""
+    """Keep what an import inside the block would do to RLIMIT_NOFILE from happening (mlx_lm.utils sets 2048/4096).
+
+    An unprivileged process cannot raise a lowered hard limit again, so the call itself is held off, for this block.
+    """
     if sys.platform == "win32":
         yield
         return
     import resource
 
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    set_limit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
     try:
         yield
     finally:
-        # An unprivileged process cannot raise a lowered hard limit again; keep the best that remains.
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        except (ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], hard), hard))
+        resource.setrlimit = set_limit
 
 
 @contextlib.contextmanager

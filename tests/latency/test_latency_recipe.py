@@ -16,6 +16,7 @@ from mlxkd.errors import UserError
 from mlxkd.losses.term import Term
 from mlxkd.recipe import parse_recipe
 from mlxkd.training.loop import Trainer
+from mlxkd.training.quantised import QuantisedPhase
 
 RECIPE = {
     "data": {"train": "d.jsonl", "weights": {"preamble": 0.1, "name": 2.0}},
@@ -46,7 +47,7 @@ def trainer(folder: Path, tokenizer: object) -> Trainer:
         batches=Batches(examples, [(3, 256)]),
         terms=terms,
         teacher=None,
-        plan={},
+        quantised=QuantisedPhase(recipe.quantisation, {}, 3, folder, {}, mx.zeros((1, 1), mx.int32)),
         folder=folder / "checkpoints",
         data="x",
         validate=lambda student: {"loss": 1.0},
