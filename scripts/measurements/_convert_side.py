@@ -23,7 +23,13 @@ def torch(model: Path, out: Path) -> None:
     import coremltools as ct
     import numpy as np
     import torch
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
     from transformers import AutoModelForCausalLM
+
+    @register_torch_op(override=True)
+    def alias(context, node):  # type: ignore[no-untyped-def]
+        # torch.export leaves this identity behind; coremltools 9 has no conversion for it.
+        context.add(context[node.inputs[0]], node.name)
 
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
 
@@ -31,9 +37,14 @@ def torch(model: Path, out: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.net = net
+            causal = torch.full((QUERY, QUERY), -1e4).triu(1)[None, None]
+            self.register_buffer("mask", causal)
+            self.register_buffer("positions", torch.arange(QUERY)[None])
 
         def forward(self, tokens):  # type: ignore[no-untyped-def]
-            return self.net(input_ids=tokens, use_cache=False).logits
+            # The mask that transformers would build itself holds an operation (diff) that coremltools does not know.
+            mask = {"full_attention": self.mask}
+            return self.net(input_ids=tokens, attention_mask=mask, position_ids=self.positions, use_cache=False).logits
 
     tokens = torch.ones((1, QUERY), dtype=torch.int32)
     with torch.no_grad():
