@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_models import packed, student
 
 from ane.convert import families
 from ane.convert.check import divergence, reference
@@ -76,3 +77,38 @@ def test_the_real_model_reproduces_its_published_text(stories_model: Path, tmp_p
         produced.append(int(tokens[0, 0]))
     text = compat.load_tokenizer(tmp_path / "bundle", {"eos_token_id": 2}).decode(produced)
     assert text.strip() == (stories_model / "expected_greedy.txt").read_text().strip()
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+GRIDS = {"ane": ("float", "ane-int8", "ane-lut4"), "gpu": ("float", "affine4")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("kv", ["state", "explicit"])
+@pytest.mark.parametrize(("profile", "weights"), [(p, w) for p, found in GRIDS.items() for w in found])
+@pytest.mark.parametrize("family", families.names())
+def test_every_combination_follows_mlx(
+    family: str, profile: str, weights: str, kv: str, chunks: int, batch: int, toy: Any, tmp_path: Path
+) -> None:
+    """Rows of different lengths, a rewind in the middle, then greedy tokens of MLX."""
+    folder = toy(family, **WIDE)
+    if weights == "affine4":
+        folder = packed(folder, tmp_path / "source", 4, 32)
+    elif weights != "float":
+        folder = student(folder, tmp_path / "source", weights)
+    options = Options(profile=profile, kv=kv, chunks=chunks, batch=(batch,), context=96, prefill=8, verify=3)
+    export(folder, tmp_path / "bundle", options)
+    theirs, ours = reference(folder, batch), open_session(tmp_path / "bundle", "mil", batch)
+    counts = [13, 4, 9, 1][:batch]
+    tokens = np.random.default_rng(5).integers(0, 96, (batch, 13))
+    for session in (theirs, ours):
+        session.extend(tokens, counts)
+        session.rewind([c - min(3, c - 1) for c in counts])
+    tokens = tokens[:, :2]
+    for _ in range(24):
+        expected, got = np.array(theirs.extend(tokens)), ours.extend(tokens)
+        assert divergence(expected, got) < 1e-3
+        assert all(agrees(got[row, -1], expected[row, -1]) for row in range(batch))
+        tokens = expected[:, -1:].argmax(-1)

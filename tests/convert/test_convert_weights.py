@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
+from toy_models import packed, student
 
 from ane import mil
 from ane.convert.bundle import read_manifest
 from ane.convert.check import check, divergence, reference
 from ane.convert.export import export
 from ane.convert.options import Options
-from ane.convert.source import CODES_FILE, METADATA_FILE, Source
+from ane.convert.source import Source
 from ane.runtime import open_session
 from mlxkd import compat
 from mlxkd.errors import UserError
@@ -23,33 +22,6 @@ from mlxkd.quant.grids import grid
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
 ANE_GRIDS = ("ane-int8", "ane-lut2", "ane-lut3", "ane-lut4", "ane-lut6", "ane-lut8", "ane-lut4-gc8")
-
-
-def packed(folder: Path, out: Path, bits: int, group: int) -> Path:
-    """The folder as mlx-lm quantises it; float16 scales."""
-    model, config = compat.load_model(folder)
-    nn.quantize(model, group_size=group, bits=bits)
-    config = {**config, "quantization": {"group_size": group, "bits": bits, "mode": "affine"}}
-    compat.save_model_folder(out, model, config, folder)
-    return out
-
-
-def student(folder: Path, out: Path, name: str) -> Path:
-    """The folder as a student trained on a Neural Engine grid is saved: decoded weights, codes beside them."""
-    import json
-
-    model, config = compat.load_model(folder)
-    codes: dict[str, mx.array] = {}
-    grids = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and not grid(name).fault(module.weight.shape):
-            found = grid(name).encode(module.weight, mx.float16)
-            module.weight = grid(name).decode(found, mx.float16)
-            codes |= {f"{path}.{key}": value for key, value in found.items()}
-            grids[path] = name
-    metadata = json.dumps({"format": 1, "dtype": "float16", "grids": grids})
-    compat.save_model_folder(out, model, config, folder, {METADATA_FILE: metadata}, extra_arrays={CODES_FILE: codes})
-    return out
 
 
 def close(folder: Path, bundle: Path, steps: int = 6) -> float:

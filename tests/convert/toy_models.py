@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ane.convert.source import CODES_FILE, METADATA_FILE
 from mlxkd import compat
+from mlxkd.quant.grids import grid
 
 COMMON = {
     "hidden_size": 48,
@@ -52,3 +55,28 @@ def make_toy(folder: Path, family: str, *, dtype: mx.Dtype = mx.float16, seed: i
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def packed(folder: Path, out: Path, bits: int, group: int) -> Path:
+    """The folder as mlx-lm quantises it; float16 scales."""
+    model, config = compat.load_model(folder)
+    nn.quantize(model, group_size=group, bits=bits)
+    config = {**config, "quantization": {"group_size": group, "bits": bits, "mode": "affine"}}
+    compat.save_model_folder(out, model, config, folder)
+    return out
+
+
+def student(folder: Path, out: Path, name: str) -> Path:
+    """The folder as a student trained on a Neural Engine grid is saved: decoded weights, codes beside them."""
+    model, config = compat.load_model(folder)
+    codes: dict[str, mx.array] = {}
+    grids = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and not grid(name).fault(module.weight.shape):
+            found = grid(name).encode(module.weight, mx.float16)
+            module.weight = grid(name).decode(found, mx.float16)
+            codes |= {f"{path}.{key}": value for key, value in found.items()}
+            grids[path] = name
+    metadata = json.dumps({"format": 1, "dtype": "float16", "grids": grids})
+    compat.save_model_folder(out, model, config, folder, {METADATA_FILE: metadata}, extra_arrays={CODES_FILE: codes})
+    return out
