@@ -21,7 +21,7 @@ class Metric:
         method: measured (on ``device``), planned (Core ML compute plan), predicted (our rules) or simulated.
         device: the hardware the figure belongs to; required when measured.
         n: observations behind the figure.
-        p50, p95: percentiles of the observations in ``unit``; ``inf`` when they fall on a censored one.
+        p50, p90, p95: percentiles of the observations in ``unit``; ``inf`` when they fall on a censored one.
         censored: observations that never happened (no valid call, say): counted, never dropped.
         note: what a reader must know, in a few words; the reason when ``value`` is None.
 
@@ -35,6 +35,7 @@ class Metric:
     device: str | None = None
     n: int | None = None
     p50: float | None = None
+    p90: float | None = None
     p95: float | None = None
     censored: int = 0
     note: str | None = None
@@ -68,5 +69,5 @@ def from_samples(
     if everything.size == 0:
         return Metric(None, unit, method, device, n=0, note=note or "no observations")
     # "inverted_cdf" picks an observation, so a censored one shows as infinity and never as a NaN average.
-    p50, p95 = (float(np.quantile(everything, q, method="inverted_cdf")) for q in (0.5, 0.95))
-    return Metric(p50, unit, method, device, int(everything.size), p50, p95, censored, note)
+    p50, p90, p95 = (float(np.quantile(everything, q, method="inverted_cdf")) for q in (0.5, 0.9, 0.95))
+    return Metric(p50, unit, method, device, int(everything.size), p50, p90, p95, censored, note)

@@ -101,9 +101,9 @@ def command(model: str, suite: str, data: Path | None, limit: int, max_tokens: i
         click.echo(json.dumps({key: metric.to_json() for key, metric in found.items()}, indent=2))
         return
     table = Table(title=f"{model}: measured on {runtime.device_name()}", title_justify="left")
-    for column in ("", "value", "p50", "p95", "n", "censored"):
+    for column in ("", "value", "p50", "p90", "p95", "n", "censored"):
         table.add_column(column, justify="left" if not column else "right")
     for key, m in found.items():
-        shown = [f"{v:.4g}" if v is not None else "–" for v in (m.value, m.p50, m.p95)]
+        shown = [f"{v:.4g}" if v is not None else "–" for v in (m.value, m.p50, m.p90, m.p95)]
         table.add_row(f"{key} ({m.unit})", *shown, str(m.n), str(m.censored))
     Console().print(table)
