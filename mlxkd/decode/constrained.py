@@ -57,27 +57,77 @@ def json_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
 
 def function_tag_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
     """<function=NAME> with one <parameter=KEY> block per argument, values raw (Qwen3-Coder's form)."""
-    names, rules = [], []
+    return _tagged(tools, layout, "<function={name}>\n", "<parameter={key}>\n", "\n</parameter>\n", "</function>")
+
+
+def mistral_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
+    """NAME[ARGS]{...}, without a closing tag (Mistral's form since its eleventh tokenizer)."""
+    rules = [
+        f"f{i}: {json.dumps(tool['name'] + '[ARGS]')} {_json_value(_arguments(tool), layout)}"
+        for i, tool in enumerate(tools)
+    ]
+    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
+
+
+def glm_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
+    """NAME with <arg_key>KEY</arg_key><arg_value>VALUE</arg_value> pairs, strings raw (GLM 4.7's form)."""
+    return _tagged(tools, layout, "{name}", "<arg_key>{key}</arg_key><arg_value>", "</arg_value>", "")
+
+
+def minimax_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
+    """<invoke name="NAME"> with <parameter name="KEY">VALUE</parameter> lines, strings raw (MiniMax M2's form)."""
+    return _tagged(tools, layout, '<invoke name="{name}">\n', '<parameter name="{key}">', "</parameter>\n", "</invoke>")
+
+
+def pythonic_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
+    """[NAME(KEY=VALUE, ...)], values as JSON, which the parsers of this form read (LFM2, Llama 4)."""
+    rules = []
+    for i, tool in enumerate(tools):
+        schema = _arguments(tool)
+        given = list(schema.get("properties", {}).items())
+        rules.append(f"f{i}: {json.dumps('[' + tool['name'] + '(')} a{i}x0 {json.dumps(')]')}")
+        # a: no argument yet; b: one has been written, the next one needs a comma.
+        for j, (key, value) in enumerate(given):
+            pair = f"{json.dumps(key + '=')} {_json_value(value, layout)} b{i}x{j + 1}"
+            skip = key not in schema.get("required", [])
+            rules.append(f"a{i}x{j}: {pair}" + (f" | a{i}x{j + 1}" if skip else ""))
+            rules.append(f'b{i}x{j}: ", " {pair}' + (f" | b{i}x{j + 1}" if skip else ""))
+        rules += [f'{letter}{i}x{len(given)}: ""' for letter in "ab"]
+    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
+
+
+def _any(letter: str, tools: Sequence[dict[str, Any]]) -> str:
+    return " | ".join(f"{letter}{i}" for i in range(len(tools)))
+
+
+def _tagged(tools: Sequence[dict[str, Any]], layout: Layout, head: str, key: str, value_end: str, tail: str) -> str:
+    """Calls of one block per argument in the order of the schema; strings stand raw up to ``value_end``."""
+    rules = []
     for i, tool in enumerate(tools):
         schema = _arguments(tool)
         parts = []
-        for j, (key, value) in enumerate(schema.get("properties", {}).items()):
+        for j, (name, value) in enumerate(schema.get("properties", {}).items()):
             rule = f"p{i}x{j}"
-            parts.append(rule if key in schema.get("required", []) else f"{rule}?")
-            head = json.dumps(f"<parameter={key}>\n")
+            parts.append(rule if name in schema.get("required", []) else f"{rule}?")
+            opening = json.dumps(key.format(key=name))
             if value.get("type") == "string" and "enum" not in value:
-                rules.append(f'{rule}: {head} v{i}x{j}\nv{i}x{j}[suffix="\\n</parameter>\\n"]: /(?s:.*)/')
+                rules.append(f"{rule}: {opening} v{i}x{j}\nv{i}x{j}[suffix={json.dumps(value_end)}]: /(?s:.*)/")
             else:
-                rules.append(f'{rule}: {head} v{i}x{j} "\\n</parameter>\\n"\nv{i}x{j}: {_raw_value(value, layout)}')
-        names.append(f"f{i}")
-        opening = json.dumps(f"<function={tool['name']}>\n")
-        rules.append(f'f{i}: {opening} {" ".join(parts)} "</function>"')
-    return f"body: {' | '.join(names)}\n" + "\n".join(rules) + "\n"
+                rules.append(
+                    f"{rule}: {opening} v{i}x{j} {json.dumps(value_end)}\nv{i}x{j}: {_raw_value(value, layout)}"
+                )
+        closing = f" {json.dumps(tail)}" if tail else ""
+        rules.append(f"f{i}: {json.dumps(head.format(name=tool['name']))} {' '.join(parts)}{closing}")
+    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
 
 
 DIALECTS: dict[str, Dialect] = {
+    "glm47": glm_body,
     "json_tools": json_body,
     "longcat": json_body,
+    "minimax_m2": minimax_body,
+    "mistral": mistral_body,
+    "pythonic": pythonic_body,
     "qwen3_coder": function_tag_body,
 }
 """By the name of mlx-lm's tool parser."""
@@ -182,8 +232,9 @@ def tool_grammar(tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mo
             hint=f"known: {', '.join(sorted(DIALECTS))}; or drop --constrain",
         )
     layout = call_layout(tokenizer)
-    opening, closing = (_tag(tag, tokenizer, guide) for tag in (layout.opening, layout.closing))
-    call = f"{json.dumps(layout.before)} body {json.dumps(layout.after)} {closing}"
+    opening = _tag(layout.opening, tokenizer, guide)
+    closing = f"{json.dumps(layout.after)} {_tag(layout.closing, tokenizer, guide)}" if layout.closing else ""
+    call = f"{json.dumps(layout.before)} body {closing}"
     rules = DIALECTS[name](tools, layout)
     if mode == "required":
         return f"start: {opening} {call}\n{rules}"
@@ -204,9 +255,9 @@ def call_layout(tokenizer: Any) -> Layout:
     text = ""
     if getattr(tokenizer, "has_chat_template", False):
         text = _rendered(tokenizer, messages)
-    start, end = text.rfind(opening), text.rfind(closing)
+    start, end = text.rfind(opening), text.rfind(closing) if closing else len(text)
     if start < 0 or end < start:
-        return Layout(opening, closing)
+        return Layout(opening, closing, *(("\n", "\n") if closing else ("", "")))
     inside = text[start + len(opening) : end]
     spaces = inside[: len(inside) - len(inside.lstrip())], inside[len(inside.rstrip()) :]
     tight_key, tight_item = '"a":1' in inside, ',"b"' in inside
@@ -247,4 +298,8 @@ def _json_options(layout: Layout) -> dict[str, Any]:
 def _raw_value(schema: dict[str, Any], layout: Layout) -> str:
     if schema.get("type") == "string":
         return " | ".join(json.dumps(str(value)) for value in schema["enum"])
+    return _json_value(schema, layout)
+
+
+def _json_value(schema: dict[str, Any], layout: Layout) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': _json_options(layout)})}"

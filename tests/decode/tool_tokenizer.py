@@ -33,7 +33,7 @@ TOOLS = [
 ]
 
 
-def make(folder: Path, *, tags_are_tokens: bool = True, template: str = TEMPLATE) -> Any:
+def make(folder: Path, *, tags_are_tokens: bool = True, template: str = TEMPLATE, parser: str = "json_tools") -> Any:
     """Write and load the tokenizer; 306 tokens at most."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,7 +50,7 @@ def make(folder: Path, *, tags_are_tokens: bool = True, template: str = TEMPLATE
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "chat_template": template,
-        "tool_parser_type": "json_tools",
+        "tool_parser_type": parser,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return compat.load_tokenizer(folder, {})
