@@ -43,7 +43,7 @@ send_email | Send an email | to:person subject:topic cc?:people
   write an email to {to} on {subject} [cc {cc}]
   mail {to} regarding {subject} [copying {cc}]
   drop {to} an email about {subject} [with {cc} in cc]
-  write {to} an email about {subject} [and copy {cc}]
+  write an email to {to} about {subject} [and copy {cc}]
 book_table | Book a restaurant table | restaurant:place guests:small time?:time outdoor?:truth
   book a table at {restaurant} for {guests} people [at {time}] [!outdoor: outdoors]
   reserve a table for {guests} at {restaurant} [at {time}] [!outdoor: outside]
@@ -71,7 +71,7 @@ play_music | Play music | title:topic volume?:integer shuffle?:truth
   I want to hear {title} [at volume {volume}] [!shuffle: in random order]
   start the music {title} [volume {volume}] [!shuffle: and shuffle]
   let me listen to {title} [at volume {volume}] [!shuffle: shuffled]
-  play the music {title} [with volume {volume}] [!shuffle: shuffled]
+  I want to listen to {title} [at volume {volume}] [!shuffle: shuffled]
 set_timer | Set a timer | minutes:integer label?:topic
   set a timer for {minutes} minutes [called {label}]
   start a {minutes} minute timer [named {label}]
@@ -120,7 +120,7 @@ create_event | Create a calendar event | title:topic date:day time:time guests?:
   schedule {title} {date} at {time} [with {guests}]
   I have {title} on {date} at {time} [with {guests}]
   plan {title} for {date} {time} [inviting {guests}]
-  put {title} on {date} at {time} in my calendar [with {guests}]
+  put {title} in my calendar on {date} at {time} [with {guests}]
 create_note | Write a note | title:topic text:task pinned?:truth
   make a note titled {title} saying {text} [!pinned: and pin it]
   note down {text} under {title} [!pinned: pinned]
