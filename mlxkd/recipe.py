@@ -42,11 +42,13 @@ class Student(Section):
     )
     model: str | None = Field(None, description='model folder or config.json for "folder" and "config"')
     layers: tuple[int, ...] | None = Field(None, description="teacher layers to keep when pruning; None keeps all")
+    depth: int | None = Field(None, description="how many layers to keep, those of greatest block influence")
     mlp_width: int | None = Field(None, description="MLP channels to keep when pruning")
     mlp_channels: Literal["importance", "leading"] = Field(
         "importance",
         description='which ones: those that matter most on the data, or "leading": the first, for nested teachers',
     )
+    kv_heads: int | None = Field(None, description="KV heads to keep with their query heads, the most active ones")
 
     @model_validator(mode="after")
     def _source(self) -> Student:
@@ -54,8 +56,10 @@ class Student(Section):
             raise ValueError("start: prune takes its weights from the teacher; leave model out")
         if self.start != "prune" and not self.model:
             raise ValueError(f"start: {self.start} needs model")
-        if self.start != "prune" and (self.layers or self.mlp_width):
-            raise ValueError("layers and mlp_width belong to start: prune")
+        if self.start != "prune" and (self.layers or self.depth or self.mlp_width or self.kv_heads):
+            raise ValueError("layers, depth, mlp_width and kv_heads belong to start: prune")
+        if self.layers and self.depth:
+            raise ValueError("layers names the layers and depth counts them; give one of the two")
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxkd import compat, quant
@@ -197,11 +198,7 @@ def _student(
 ) -> tuple[nn.Module, dict[str, Any]]:
     wanted = recipe.student
     if wanted.start == "prune":
-        layers = wanted.layers or range(teacher_config["num_hidden_layers"])
-        model, config = prune.depth(teacher, teacher_config, tuple(layers))
-        if wanted.mlp_width:
-            kept = _mlp_channels(recipe, model, config, examples)
-            model, config = prune.width(model, config, channels=kept)
+        model, config = _pruned(recipe, teacher, teacher_config, examples)
     elif wanted.start == "config":
         config = _read_config(Path(str(wanted.model)))
         model = compat.build_model(config)
@@ -222,15 +219,29 @@ def _student(
     return model, config
 
 
-def _mlp_channels(
-    recipe: Recipe, model: nn.Module, config: dict[str, Any], examples: Sequence[Example]
-) -> Sequence[Sequence[int]]:
-    """For each layer the MLP channels that the pruned student keeps."""
-    width = recipe.student.mlp_width
-    assert width is not None
-    if recipe.student.mlp_channels == "leading":
-        return [range(width)] * config["num_hidden_layers"]
-    return importance.mlp_channels(model, _batches(recipe, examples[:64], 0).batch(0).inputs, width)
+def _pruned(
+    recipe: Recipe, teacher: nn.Module, teacher_config: dict[str, Any], examples: Sequence[Example]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Parts of the teacher: named, or chosen by what they do on the first training batch."""
+    wanted = recipe.student
+
+    def probe() -> np.ndarray:
+        return _batches(recipe, examples[:64], 0).batch(0).inputs
+
+    layers: Sequence[int] = wanted.layers or range(teacher_config["num_hidden_layers"])
+    if wanted.depth:
+        layers = importance.deepest_layers(teacher, probe(), wanted.depth)
+    model, config = prune.depth(teacher, teacher_config, tuple(layers))
+    if wanted.mlp_width and wanted.mlp_channels == "leading":
+        channels: Sequence[Sequence[int]] = [range(wanted.mlp_width)] * config["num_hidden_layers"]
+        model, config = prune.width(model, config, channels=channels)
+    elif wanted.mlp_width:
+        model, config = prune.width(model, config, channels=importance.mlp_channels(model, probe(), wanted.mlp_width))
+    if wanted.kv_heads:
+        groups = config.get("num_key_value_heads") or config["num_attention_heads"]
+        kept = importance.attention_groups(model, probe(), groups, wanted.kv_heads)
+        model, config = prune.width(model, config, groups=kept)
+    return model, config
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from kd_toys import toy
 
 from mlxkd import compat
 from mlxkd.errors import UserError
+from mlxkd.students import importance
 from mlxkd.students.prune import depth, width
 
 TOKENS = mx.array([[1, 5, 9, 2]])
@@ -91,3 +92,37 @@ def test_quantised_weights_are_refused() -> None:
     nn.quantize(model, group_size=32, bits=4)
     with pytest.raises(UserError, match="a quantised model cannot be pruned"):
         depth(model, config, [0])
+
+
+def test_block_influence_is_one_minus_the_cosine_of_input_and_output() -> None:
+    model, _ = toy()
+    tokens = np.random.default_rng(0).integers(1, 37, (3, 7)).astype(np.int32)
+    expected, h = [], model.model.embed_tokens(mx.array(tokens))
+    for layer in model.layers:
+        after = layer(h, mask="causal")
+        a, b = np.array(h), np.array(after)
+        cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        expected.append(1 - cosine.mean())
+        h = after
+    assert importance.block_influence(model, tokens) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert type(model.model.layers[0]).__name__ == "TransformerBlock"
+    idle = model.model.layers[1]
+    idle.self_attn.o_proj.weight, idle.mlp.down_proj.weight = (
+        mx.zeros_like(w) for w in (idle.self_attn.o_proj.weight, idle.mlp.down_proj.weight)
+    )
+    assert importance.block_influence(model, tokens)[1] == pytest.approx(0, abs=1e-6)
+    assert importance.deepest_layers(model, tokens, 2) == [0, 2]
+
+
+def test_idle_heads_go_first() -> None:
+    model, config = toy()
+    tokens = np.random.default_rng(0).integers(1, 37, (2, 6)).astype(np.int32)
+    for layer, idle in zip(model.layers, (0, 1, 0), strict=True):
+        rows = np.ones((8, 1), np.float32)  # two KV heads of width 4
+        rows[4 * idle : 4 * idle + 4] = 1e-3
+        layer.self_attn.v_proj.weight = layer.self_attn.v_proj.weight * mx.array(rows)
+    kept = importance.attention_groups(model, tokens, 2, 1)
+    assert kept == [[1], [0], [1]]
+    pruned, pruned_config = width(model, config, groups=kept)
+    assert pruned_config["num_key_value_heads"] == 1 and pruned_config["num_attention_heads"] == 2
+    assert np.isfinite(np.array(pruned(mx.array(tokens)))).all()
