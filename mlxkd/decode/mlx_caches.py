@@ -7,6 +7,7 @@ change of one number, and stale keys are overwritten before they are ever read.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,39 @@ from mlx.utils import tree_flatten, tree_map
 
 GROWTH = 256
 """Tokens by which buffers grow."""
+
+
+class Lengths:
+    """How many tokens of each row are valid, and what follows from it; made once per forward for all layers.
+
+    Args:
+        valid: int[B].
+    """
+
+    def __init__(self, valid: np.ndarray):
+        self.valid = valid.astype(np.int64)
+        self.even = bool((self.valid == self.valid[0]).all())
+        self.longest = int(self.valid.max())
+        self._advanced: dict[int, Lengths] = {}
+        self._targets: dict[tuple[int, ...], mx.array] = {}
+
+    @cached_property
+    def offset(self) -> int | mx.array:
+        """Position of the next token: one int while all rows agree (the plain kernels), else int32[B]."""
+        return int(self.valid[0]) if self.even else mx.array(self.valid.astype(np.int32))
+
+    def advanced(self, n: int) -> Lengths:
+        """After ``n`` more tokens in every row."""
+        if n not in self._advanced:
+            self._advanced[n] = Lengths(self.valid + n)
+        return self._advanced[n]
+
+    def targets(self, shape: tuple[int, ...]) -> mx.array:
+        """int32 of ``shape`` [B, H, n, D]: where along the tokens each new element goes."""
+        if shape not in self._targets:
+            where = (self.valid[:, None] + np.arange(shape[2])).astype(np.int32)[:, None, :, None]
+            self._targets[shape] = mx.array(np.broadcast_to(where, shape))
+        return self._targets[shape]
 
 
 class RowCache:
@@ -30,38 +64,32 @@ class RowCache:
         self.rows, self.window = rows, window
         self.keys: Any = None
         self.values: Any = None
-        self.set_lengths(np.zeros(rows, dtype=np.int64))
+        self.lengths = Lengths(np.zeros(rows))
+        """Valid tokens of each row; the last rows of the buffers sit out a forward by having no length."""
 
     @property
     def offset(self) -> int | mx.array:
-        """Position of the next token: one int while all rows agree (the plain kernels), else int32[B]."""
-        return self._offset
-
-    def set_lengths(self, lengths: np.ndarray) -> None:
-        """Declare how many tokens of each row are valid; fewer rows than the buffers hold sit out the forward."""
-        self.lengths = lengths.astype(np.int64)
-        first = int(self.lengths[0])
-        self.even = bool((self.lengths == first).all())
-        self._offset: int | mx.array = first if self.even else mx.array(self.lengths.astype(np.int32))
+        """Position of the next token, see ``Lengths.offset``."""
+        return self.lengths.offset
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """What ``n`` new queries may see: None, "causal" or bool[B or 1, 1, n, T]."""
         window = window_size or self.window
-        total = int(self.lengths.max()) + n
-        if self.even and not return_array and (window is None or total <= window):
+        total = self.lengths.longest + n
+        if self.lengths.even and not return_array and (window is None or total <= window):
             return None if n == 1 else "causal"
-        starts = mx.array((self.lengths[:1] if self.even else self.lengths).astype(np.int32))
-        queries = starts[:, None] + mx.arange(n)[None]
-        distance = queries[:, None, :, None] - mx.arange(total)[None, None, None]
-        mask = distance >= 0
-        return mask if window is None else mask & (distance < window)
+        starts = self.lengths.valid[:1] if self.lengths.even else self.lengths.valid
+        queries = (starts[:, None] + np.arange(n)).astype(np.int32)[:, None, :, None]
+        keys = mx.arange(total)
+        mask = mx.array(queries) >= keys
+        return mask if window is None else mask & (keys > mx.array(queries - window))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Write [B, H, n, D] behind each row; returns keys and values up to the longest row."""
         n = keys.shape[2]
         self.keys = self._write(self.keys, self._encode(keys), n)
         self.values = self._write(self.values, self._encode(values), n)
-        self.set_lengths(self.lengths + n)
+        self.lengths = self.lengths.advanced(n)
         return self._fetch(self.keys), self._fetch(self.values)
 
     def arrays(self) -> list[mx.array]:
@@ -72,15 +100,15 @@ class RowCache:
         """Copies of the valid part of one row, [1, H, length, D] each, by name."""
         if self.keys is None:
             return {}
-        length = int(self.lengths[row])
+        length = int(self.lengths.valid[row])
         named = named_leaves({"keys": self.keys, "values": self.values})
         return {name: mx.contiguous(array[row : row + 1, :, :length]) for name, array in named}
 
     def write_row(self, row: int, arrays: dict[str, mx.array], length: int) -> None:
         """Replace one row by what ``read_row`` returned; the arrays are shared, never changed."""
-        lengths = self.lengths.copy()
+        lengths = self.lengths.valid.copy()
         lengths[row] = length
-        self.set_lengths(lengths)
+        self.lengths = Lengths(lengths)
         if not arrays:
             return
         for name in ("keys", "values"):
@@ -89,7 +117,7 @@ class RowCache:
     def _place(self, buffer: Any, part: Any, row: int) -> Any:
         if self.rows == 1:
             return tree_map(lambda a: a[...], part)  # a new array object over the same memory
-        room = -(-int(self.lengths.max() + 1) // GROWTH) * GROWTH
+        room = -(-(self.lengths.longest + 1) // GROWTH) * GROWTH
         if buffer is None:
             buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), part)
         buffer = tree_map(lambda a: _grow(a, room), buffer)
@@ -104,34 +132,33 @@ class RowCache:
         return x
 
     def _write(self, buffer: Any, new: Any, n: int) -> Any:
-        total = int(self.lengths.max()) + n
+        total = self.lengths.longest + n
         room = -(-total // GROWTH) * GROWTH
         if buffer is None:
             buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), new)
         buffer = tree_map(lambda a: _grow(a, room) if a.shape[2] < total else a, buffer)
-        return tree_map(self._put_even if self.even else self._put_ragged, buffer, new)
+        return tree_map(self._put_even if self.lengths.even else self._put_ragged, buffer, new)
 
     def _put_even(self, buffer: mx.array, new: mx.array) -> mx.array:
-        start = int(self.lengths[0])
-        buffer[: len(self.lengths), :, start : start + new.shape[2]] = new
+        start = self.lengths.longest
+        buffer[: len(self.lengths.valid), :, start : start + new.shape[2]] = new
         return buffer
 
     def _put_ragged(self, buffer: mx.array, new: mx.array) -> mx.array:
-        where = mx.array((self.lengths[:, None] + np.arange(new.shape[2])).astype(np.int32))[:, None, :, None]
-        where, active = mx.broadcast_to(where, new.shape), len(self.lengths)
-        if active == self.rows:
-            return mx.put_along_axis(buffer, where, new, axis=2)
-        buffer[:active] = mx.put_along_axis(buffer[:active], where, new, axis=2)
+        if len(self.lengths.valid) == self.rows:
+            return mx.put_along_axis(buffer, self.lengths.targets(new.shape), new, axis=2)
+        for row, start in enumerate(self.lengths.valid.tolist()):  # a scatter would copy the rows that sit out
+            buffer[row : row + 1, :, start : start + new.shape[2]] = new[row : row + 1]
         return buffer
 
     def _fetch(self, buffer: Any) -> Any:
-        total, active = int(self.lengths.max()), len(self.lengths)
+        total, active = self.lengths.longest, len(self.lengths.valid)
         return tree_map(lambda a: a[:active, :, :total], buffer)
 
     def single(self, row: int) -> RowCache:
         """A cache of one row that continues this one; ``write_row`` brings it back."""
         other = self._like(1)
-        other.write_row(0, self.read_row(row), int(self.lengths[row]))
+        other.write_row(0, self.read_row(row), int(self.lengths.valid[row]))
         return other
 
     def _like(self, rows: int) -> RowCache:

@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlxkd import compat
-from mlxkd.decode.mlx_caches import QuantizedRowCache, RowCache, named_leaves
+from mlxkd.decode.mlx_caches import Lengths, QuantizedRowCache, RowCache, named_leaves
 from mlxkd.decode.session import Counts, Snapshot, check_extend, check_restore, check_rewind
 from mlxkd.errors import UserError
 
@@ -171,9 +171,10 @@ class MlxSession:
         return mx.concatenate(rows, axis=0)
 
     def _set_lengths(self, lane: int, lengths: np.ndarray) -> None:
+        shared = Lengths(lengths)
         for leaf in _leaves(self._lanes[lane]):
             if isinstance(leaf, RowCache):
-                leaf.set_lengths(lengths)
+                leaf.lengths = shared
 
     def _fresh_lane(self) -> list[Any]:
         rows = self.batch_size if self.can_rewind else 1

@@ -24,8 +24,9 @@ class TestLlama(SessionContract):
 
 
 class TestQuantisedKeysAndValues(SessionContract):
-    # Codes of one key do not depend on its neighbours, but the two kernels round differently.
-    tolerance = 5e-3
+    # Codes of one key do not depend on its neighbours, but kernels for other numbers of queries round differently, and
+    # a value next to a boundary takes the next code: a 255th of its group's range, up to 0.03 of a logit here.
+    tolerance = 6e-2
 
     @pytest.fixture
     def factory(self) -> Factory:
