@@ -86,12 +86,12 @@ def p_values(options: SamplingOptions, draws: int) -> tuple[float, float, float]
 
 
 def _p_value(seen: np.ndarray, shares: np.ndarray) -> float:
-    """Pearson's chi-square; strings expected fewer than five times count as one."""
+    """Pearson's chi-square; the rarest strings count as one, so that each cell is expected five times or more."""
     expected = shares * seen.sum()
-    rare = expected < 5
-    merged = np.append(seen[~rare], seen[rare].sum()), np.append(expected[~rare], expected[rare].sum())
-    used = merged[1] > 1e-9
-    return float(scipy.stats.chisquare(merged[0][used], merged[1][used]).pvalue)
+    order = np.argsort(expected)
+    merged = max(int((expected < 5).sum()), int(np.searchsorted(np.cumsum(expected[order]), 5)) + 1)
+    starts = [0, *range(merged, len(order))]
+    return float(scipy.stats.chisquare(*(np.add.reduceat(v[order], starts) for v in (seen, expected))).pvalue)
 
 
 def _counts(
