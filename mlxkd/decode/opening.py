@@ -35,6 +35,15 @@ class Worker:
     config: Any = None
     backend: str = "auto"
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of rows that ``offline`` chooses from: 1, 2 and 4, of a bundle those it was exported with."""
+        if self.model is not None:
+            return SIZES
+        from ane.convert.bundle import read_manifest
+
+        return read_manifest(self.folder).batches
+
     def session(self, rows: int) -> Session:
         """A fresh session; models share their weights among sessions.
 
@@ -129,11 +138,14 @@ def policy_file() -> Path:
 
 def rows_for(workload: str, worker: Worker, requests: Sequence[Request]) -> BatchChoice:
     """How many rows to decode together; offline measures some of the requests once per hardware and model."""
-    if workload == "interactive" or len(requests) == 1 or worker.model is None:
+    if workload == "interactive" or len(requests) == 1:
         return choose("interactive")
+    sizes = tuple(size for size in worker.sizes if size <= len(requests))
+    if sizes == (1,):
+        return BatchChoice(1, "offline: batch 1, the only size this bundle was exported with that the queue fills")
     probes = [replace(r, options=replace(r.options, max_tokens=PROBE_TOKENS)) for r in requests[:PROBES]]
-    sizes = tuple(size for size in SIZES if size <= len(requests))
-    name = f"{worker.config.get('model_type')} {model_key(worker.folder, '')[:12]}"
+    kind = f"bundle {worker.backend}" if worker.model is None else worker.config.get("model_type")
+    name = f"{kind} {model_key(worker.folder, '')[:12]}"
     return offline_choice(
         PolicyCache(policy_file()), name, lambda rows: Engine(worker.session(rows), worker.tokenizer), probes, sizes
     )

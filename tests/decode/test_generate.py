@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from decode_models import tiny
 from table_session import pruned
 
+from ane.convert.export import export
+from ane.convert.options import Options
 from mlxkd.compat import save_model_folder
 from mlxkd.decode.command import make_command
 from mlxkd.decode.detokenize import full_decode
@@ -154,3 +156,22 @@ def test_the_command_speculates_caches_and_explains(
     arguments = [str(stories_model), "--batch", str(batch), "--raw", "--max-tokens", "5"]
     result = CliRunner().invoke(make_command(), arguments, catch_exceptions=False)
     assert "offline: batch" in result.stderr and len(json.loads((tmp_path / "policy.json").read_text())) == 1
+
+
+def test_a_bundle_offers_the_rows_it_was_exported_with(
+    stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the MIL runtime: offline measures those sizes and answers as one row at a time does."""
+    export(stories_model, tmp_path / "bundle", Options(context=64, prefill=8, batch=(1, 2)))
+    monkeypatch.setenv("MLXKD_BATCH_POLICY", str(tmp_path / "policy.json"))
+    batch = tmp_path / "prompts.jsonl"
+    batch.write_text('{"prompt": "Once"}\n{"prompt": "Tom"}\n{"prompt": "Lily"}\n')
+    shared = [str(tmp_path / "bundle"), "--batch", str(batch), "--raw", "--max-tokens", "5", "--backend", "mil"]
+    results = [
+        CliRunner().invoke(make_command(), [*shared, "--workload", workload], catch_exceptions=False)
+        for workload in ("offline", "interactive")
+    ]
+    assert results[0].stdout == results[1].stdout
+    assert "offline: batch" in results[0].stderr and "interactive" in results[1].stderr
+    (choice,) = json.loads((tmp_path / "policy.json").read_text()).values()
+    assert [m["batch"] for m in choice["measurements"]] == [1, 2]
