@@ -19,7 +19,7 @@ TOY_CONFIG: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 16,
-    "vocab_size": 1024,
+    "vocab_size": 1536,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
