@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,8 +255,7 @@ def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, 
     """Judge teacher, float student, packed student and packed twin on the same held-out inputs."""
     student = setup.student
     models: dict[str, tuple[str, nn.Module]] = {"teacher": ("teacher", setup.teacher)}
-    with _float(student):
-        models["float"] = ("student, unpacked", quant.clone(student))
+    models["float"] = ("student, unpacked", quant.detach(quant.clone(student)))
     models["student"] = ("student", _packed(student, setup.config))
     for target in further_targets(setup):
         models[f"student@{target}"] = (f"student, {target}", quant.pack(student, setup.config, target=target).model)
@@ -272,19 +270,6 @@ def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, 
             progress.advance(task)
 
         return {key: _contender(setup, title, model, tick) for key, (title, model) in models.items()}
-
-
-@contextlib.contextmanager
-def _float(student: nn.Module) -> Iterator[None]:
-    """The float masters themselves, off their grid, inside the block."""
-    on_grid = bool(quant.attached(student))
-    if on_grid:
-        quant.activate(student, None)
-    try:
-        yield
-    finally:
-        if on_grid:
-            quant.activate(student, "default")
 
 
 def _packed(model: nn.Module, config: dict[str, Any]) -> nn.Module:
