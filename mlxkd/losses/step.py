@@ -203,6 +203,12 @@ def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[st
                 where="loss",
                 hint=f"these targets serve {', '.join(allowed)} only",
             )
+        if term.module.NEEDS == "aligned" and not isinstance(said.form, Cross):
+            raise UserError(
+                f"{term.name} compares different tokenizers, and this teacher shares the student's",
+                where="loss",
+                hint="use forward_kl or jsd",
+            )
         if said.count != count:
             raise UserError(
                 f"the teacher speaks about {said.count} positions, the batch supervises {count}",

@@ -198,4 +198,6 @@ def _outgoing(message: dict[str, Any]) -> dict[str, Any]:
 
 def _reason(error: openai.APIStatusError) -> str:
     """What the server said, shortened; request headers, which hold the key, are never part of it."""
-    return error.response.text[:200].strip() or error.response.reason_phrase
+    said = error.response.text[:200].strip() or error.response.reason_phrase
+    key = os.environ.get(KEY_VARIABLE)
+    return said.replace(key, "[key]") if key else said  # a server may quote what it was sent

@@ -66,9 +66,10 @@ class Server:
                 if fault.isdigit():
                     self.send_response(int(fault))
                     self.send_header("Retry-After", "0")
-                    self.send_header("Content-Length", "4")
+                    said = f"busy {self.headers['Authorization']}".encode()  # some servers quote the key
+                    self.send_header("Content-Length", str(len(said)))
                     self.end_headers()
-                    self.wfile.write(b"busy")
+                    self.wfile.write(said)
                     return
                 if fault == "slow":
                     time.sleep(1.0)
