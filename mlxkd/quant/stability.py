@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlxkd.errors import UserError, unknown
 from mlxkd.quant.grids import grid
@@ -239,8 +239,8 @@ class Guard:
         return Decision(action, self.rate_factor, reasons)
 
     def remember(self, step: int, model: nn.Module, optimizer_state: Any) -> None:
-        """Keep a sound state to roll back to."""
-        self._good = (step, model.parameters(), optimizer_state)
+        """Keep a sound state to roll back to: optimisers write their moments in place, so the containers are copied."""
+        self._good = (step, model.parameters(), tree_map(lambda leaf: leaf, optimizer_state))
 
     @property
     def good_state(self) -> tuple[int, Any, Any]:

@@ -243,7 +243,7 @@ class Trainer:
         seen, decision = found
         if decision.action == "roll_back":
             assert self.quantised.guard is not None
-            self.optimizer.state = self.quantised.guard.good_state[2]
+            self.optimizer.state = tree_map(lambda leaf: leaf, self.quantised.guard.good_state[2])
         self.position = replace(self.position, rate_factor=decision.rate_factor)
         return {"stability": seen.to_json(), "reasons": list(decision.reasons)}
 
