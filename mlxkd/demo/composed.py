@@ -170,7 +170,7 @@ def compose(rng: random.Random, novelty: Novelty = "train") -> ComposedTool:
 
 def _noun(rng: random.Random, nouns: list[str], novelty: Novelty) -> str:
     """A noun; in training often an invented one, which can only be copied from the schema."""
-    return invented(rng) if novelty == "train" and rng.random() < INVENTED_SHARE else rng.choice(nouns)
+    return invented(rng, False) if novelty == "train" and rng.random() < INVENTED_SHARE else rng.choice(nouns)
 
 
 def _tell_apart(names: list[str]) -> list[str]:

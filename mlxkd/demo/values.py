@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections import defaultdict
 from collections.abc import Callable
 
 from mlxkd.demo import words
@@ -13,14 +15,43 @@ Value = str | int | float | bool | list[str]
 INVENTED_SHARE = 0.3
 
 
-def invented(rng: random.Random) -> str:
-    """A word that exists nowhere, so that it can only be copied."""
+def invented(rng: random.Random, unseen: bool) -> str:
+    """A word that exists nowhere, so that it can only be copied.
+
+    Held-out words are made of syllables; training also meets words spelled like real ones, which the tokenizer cuts
+    in all the ways that it cuts a real word it has no piece for.
+    """
+    if not unseen and rng.random() < 0.5:
+        return _spelled(rng)
     return "".join(rng.choice(words.SYLLABLES) for _ in range(rng.randint(2, 3))) + rng.choice(words.ENDINGS)
+
+
+def _spelled(rng: random.Random) -> str:
+    """A word of 4 to 10 letters, not a listed one, in which any three neighbours stand together in a training word."""
+    following, starts, listed = _spelling()
+    while True:
+        word = rng.choice(starts)
+        while len(word) < 10 and (letter := rng.choice(following[word[-2:]])):
+            word += letter
+        if len(word) >= 4 and word not in listed:
+            return word
+
+
+@functools.cache
+def _spelling() -> tuple[dict[str, list[str]], list[str], frozenset[str]]:
+    """Letters that follow each two letters ("" at the end of a word), the two that words start with, all words."""
+    lists = {"name": words.NAMES, "place": words.PLACES, "thing": words.THINGS, "topic": words.TOPIC_WORDS}
+    seen = [word.lower() for salt, listed in lists.items() for word in words.pool(listed, salt=salt, unseen=False)]
+    following: dict[str, list[str]] = defaultdict(list)
+    for word in seen:
+        for i in range(len(word) - 1):
+            following[word[i : i + 2]].append(word[i + 2 : i + 3])
+    return following, [word[:2] for word in seen], frozenset(w.lower() for listed in lists.values() for w in listed)
 
 
 def _pick(rng: random.Random, listed: list[str], salt: str, unseen: bool) -> str:
     if rng.random() < INVENTED_SHARE:
-        return invented(rng).capitalize()
+        return invented(rng, unseen).capitalize()
     return rng.choice(words.pool(listed, salt=salt, unseen=unseen))
 
 
@@ -34,13 +65,14 @@ def place(rng: random.Random, unseen: bool) -> str:
 
 def thing(rng: random.Random, unseen: bool) -> str:
     listed = words.pool(words.THINGS, salt="thing", unseen=unseen)
-    return invented(rng) if rng.random() < INVENTED_SHARE else rng.choice(listed)
+    return invented(rng, unseen) if rng.random() < INVENTED_SHARE else rng.choice(listed)
 
 
 def topic(rng: random.Random, unseen: bool) -> str:
     """A title of one to three words."""
     listed = words.pool(words.TOPIC_WORDS, salt="topic", unseen=unseen)
-    parts = [invented(rng) if rng.random() < INVENTED_SHARE else rng.choice(listed) for _ in range(rng.randint(1, 3))]
+    count = rng.randint(1, 3)
+    parts = [invented(rng, unseen) if rng.random() < INVENTED_SHARE else rng.choice(listed) for _ in range(count)]
     return " ".join(dict.fromkeys(parts))
 
 
@@ -49,6 +81,8 @@ def task(rng: random.Random, unseen: bool) -> str:
     verb = rng.choice(words.TASK_VERBS)
     if rng.random() < 0.4:
         return f"{verb} {person(rng, unseen)}"
+    if not unseen and rng.random() < INVENTED_SHARE:
+        return f"{verb} the {invented(rng, unseen)}"
     return f"{verb} {rng.choice(words.pool(words.TASK_OBJECTS, salt='object', unseen=unseen))}"
 
 
