@@ -55,7 +55,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Table(Displayed):
-    """Rows of cells under named columns; None shows as a dash, a Metric with its unit and its method."""
+    """Rows of cells under named columns; None shows as a dash, a Metric with its unit and its method.
+
+    Where all figures were obtained in the same way, the way is said once, above the table.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -65,6 +68,12 @@ class Table(Displayed):
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {number} has {len(row)} cells for {len(self.columns)} columns")
+
+    def common_method(self) -> str | None:
+        """How and where every figure of the table was obtained ("measured on ..."), if that is one way for all."""
+        figures = [cell for row in self.rows for cell in row if isinstance(cell, Metric) and cell.value is not None]
+        ways = {f"{f.method} on {f.device}" if f.device else f.method for f in figures}
+        return ways.pop() if len(ways) == 1 and len(figures) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ def show_quantity(value: float, unit: str) -> str:
     if unit == "share" and math.isfinite(value):
         shown = show_number(round(100 * value, 2))
         # Almost all is not all.
-        return f"{100 * value:.2f} %" if shown == "100" and value < 1 else f"{shown} %"
+        return f"{min(100 * value, 99.99):.2f} %" if shown == "100" and value < 1 else f"{shown} %"
     if unit == "bytes" and math.isfinite(value):
         for name in ("B", "KB", "MB", "GB"):
             if abs(value) < 1000:

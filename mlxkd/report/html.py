@@ -86,7 +86,7 @@ def _text(section: Text) -> str:
     return f'<div class="callout {section.tone}" role="note">{word}<div>{body}</div></div>'
 
 
-def _tag(metric: Metric) -> str:
+def _about(metric: Metric) -> str:
     about = [metric.method, *([f"on {metric.device}"] if metric.device else [])]
     if metric.n is not None:
         about.append(f"n = {metric.n}")
@@ -96,14 +96,18 @@ def _tag(metric: Metric) -> str:
         about.append(f"{metric.censored} never happened")
     if metric.note:
         about.append(metric.note)
-    return f'<span class="method {metric.method}" title="{html.escape("; ".join(about))}">{metric.method}</span>'
+    return html.escape("; ".join(about))
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, tagged: bool = True) -> str:
     shown = _inline(show_value(cell))
-    if isinstance(cell, Metric):
-        return f'<span class="missing">{shown}</span>' if cell.value is None else f"{shown} {_tag(cell)}"
-    return shown
+    if not isinstance(cell, Metric):
+        return shown
+    if cell.value is None:
+        return f'<span class="missing">{shown}</span>'
+    if not tagged:
+        return f'<span title="{_about(cell)}">{shown}</span>'
+    return f'{shown} <span class="method {cell.method}" title="{_about(cell)}">{cell.method}</span>'
 
 
 def _is_number(cell: Cell) -> bool:
@@ -115,11 +119,13 @@ def _table(section: Table) -> str:
     numeric = [bool(column) and all(c is None or _is_number(c) for c in column) for column in cells]
     kinds = [' class="number"' if n else "" for n in numeric]
     head = "".join(f'<th scope="col"{k}>{_inline(c)}</th>' for c, k in zip(section.columns, kinds, strict=True))
+    way = section.common_method()
     rows = "".join(
-        "<tr>" + "".join(f"<td{k}>{_cell(c)}</td>" for c, k in zip(row, kinds, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{k}>{_cell(c, way is None)}</td>" for c, k in zip(row, kinds, strict=True)) + "</tr>"
         for row in section.rows
     )
-    caption = f"<caption>{_inline(section.caption)}</caption>" if section.caption else ""
+    words = " ".join(filter(None, [section.caption, f"All figures {way}." if way else ""]))
+    caption = f"<caption>{_inline(words)}</caption>" if words else ""
     table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide" tabindex="0">{table}</div>'
 

@@ -36,9 +36,9 @@ def page(document: Document) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, tagged: bool = True) -> str:
     text = show_value(cell)
-    if isinstance(cell, Metric) and cell.value is not None:
+    if tagged and isinstance(cell, Metric) and cell.value is not None:
         text += f" ({cell.method})"
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -50,8 +50,10 @@ def _detail(value: Any) -> str:
 def _table(table: Table) -> str:
     head = "| " + " | ".join(table.columns) + " |"
     rule = "|" + " --- |" * len(table.columns)
-    rows = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table.rows]
-    caption = [f"*{table.caption}*", ""] if table.caption else []
+    way = table.common_method()
+    rows = ["| " + " | ".join(_cell(cell, way is None) for cell in row) + " |" for row in table.rows]
+    words = " ".join(filter(None, [table.caption, f"All figures {way}." if way else ""]))
+    caption = [f"*{words}*", ""] if words else []
     return "\n".join([*caption, head, rule, *rows])
 
 

@@ -68,7 +68,14 @@ def look(index: int) -> dict[str, Any]:
 
 
 def curves(
-    series: Series, *, x: str = "step", y: str = "", title: str = "", log: bool = False, points: bool = False
+    series: Series,
+    *,
+    x: str = "step",
+    y: str = "",
+    title: str = "",
+    log: bool = False,
+    points: bool = False,
+    smooth: int = 1,
 ) -> Figure:
     """Lines by name over steps.
 
@@ -76,6 +83,7 @@ def curves(
         series: name -> (steps, values), equally long; values that are not finite leave a gap.
         log: logarithmic vertical axis.
         points: mark every observation (for short histories).
+        smooth: draw the mean of so many observations up to each step, and the observations themselves faintly.
 
     Raises:
         ValueError: steps and values differ in length.
@@ -87,6 +95,9 @@ def curves(
     def paint(axes: Axes) -> None:
         for index, (name, (steps, values)) in enumerate(series.items()):
             drawn = np.where(np.isfinite(np.asarray(values, dtype=np.float64)), values, np.nan)
+            if smooth > 1:
+                axes.plot(steps, drawn, color=look(index)["color"], linewidth=0.8, alpha=0.25)
+                drawn = trailing_mean(drawn, smooth)
             marker = "o" if points or len(steps) == 1 else None
             axes.plot(steps, drawn, label=name, marker=marker, markersize=4, **look(index))
         axes.set(xlabel=x, ylabel=y, title=title, **({"yscale": "log"} if log else {}))
@@ -94,6 +105,16 @@ def curves(
             axes.legend()
 
     return _draw(7.2, 3.4, paint)
+
+
+def trailing_mean(values: np.ndarray, count: int) -> np.ndarray:
+    """Mean of each of ``values`` [N] and up to ``count - 1`` before it, without those that are not finite."""
+    known = np.isfinite(values)
+    before = np.arange(len(values) + 1) - count
+    sums, counts = (np.concatenate([[0.0], np.cumsum(v)]) for v in (np.where(known, values, 0.0), known))
+    first = np.maximum(before, 0)
+    total, found = (c[1:] - c[first[1:]] for c in (sums, counts))
+    return np.where(found > 0, total / np.maximum(found, 1), np.nan)
 
 
 def bars(values: Mapping[str, float | Metric | None], *, unit: str = "", title: str = "") -> Figure:

@@ -107,7 +107,7 @@ def _tiles(result: RunResult) -> dict[str, Metric | None]:
         tiles |= {"student exact": student.metrics["all/exact"], "teacher exact": teacher.metrics["all/exact"]}
     tiles["gap closed"] = gap_closed(result)
     tiles["weights"] = Metric(student.bytes / 1e6, "MB", "measured", device)
-    tiles["time"] = Metric(result.seconds / 60, "minutes", "measured", device)
+    tiles["time"] = Metric(result.seconds / 60, "min", "measured", device)
     tiles["peak memory"] = Metric(result.peak_bytes / 1e9, "GB", "measured", device)
     return tiles
 
@@ -115,7 +115,7 @@ def _tiles(result: RunResult) -> dict[str, Metric | None]:
 def _table(result: RunResult) -> Table:
     contenders = list(result.contenders.values())
     body: list[list[str | int | Metric | None]] = [["parameters", *[c.parameters for c in contenders]]]
-    body.append(["weights (bytes)", *[c.bytes for c in contenders]])
+    body.append(["weights", *[f"{c.bytes / 1e6:.2f} MB" for c in contenders]])
     body += [[label, *metrics] for label, metrics in rows(result)]
     return Table(["", *[c.title for c in contenders]], body, "Packed models run on MLX's quantised kernels.")
 
@@ -127,17 +127,23 @@ def _series(metrics: Sequence[Values], key: str) -> dict[str, tuple[list[int], l
 
 
 def _curves(metrics: Sequence[Values]) -> list[Section]:
-    sections: list[Section] = []
+    """Each loss term, the validation looks (where there are several), and the learning rate."""
     terms = dict.fromkeys(key for values in metrics for key in values if key.startswith("loss/"))
-    for key in terms:
-        name = key.removeprefix("loss/").replace("_", " ")
-        figure = plots.curves(_series(metrics, key), y="nats/token", title=f"{name}, training")
-        sections.append(Figure(figure, alt=f"{name} over training steps"))
-    for key, title in (("valid/kl", "KL to the teacher, validation"), ("rate", "learning rate")):
-        if series := _series(metrics, key):
-            figure = plots.curves(series, y="nats/token" if key != "rate" else "rate", title=title)
+    wanted = [(key, f"{key.removeprefix('loss/').replace('_', ' ')}, training", _unit(key)) for key in terms]
+    wanted += [("valid/kl", "KL to the teacher, validation", "nats/token"), ("rate", "learning rate", "rate")]
+    sections: list[Section] = []
+    for key, title, unit in wanted:
+        series = _series(metrics, key)
+        longest = max((len(steps) for steps, _ in series.values()), default=0)
+        if longest > 1:
+            smooth = max(longest // 20, 1) if key in terms else 1
+            figure = plots.curves(series, y=unit, title=title, smooth=smooth)
             sections.append(Figure(figure, alt=f"{title} over training steps"))
     return sections
+
+
+def _unit(term: str) -> str:
+    return "hidden difference" if term.startswith("loss/hidden") else "nats/token"
 
 
 def _stability(metrics: Sequence[Values]) -> list[Section]:

@@ -158,6 +158,8 @@ def test_markdown_escapes_and_names_the_method() -> None:
         (float("inf"), "∞"),
         (Metric(0.9712, "share", "predicted"), "97.1 %"),
         (Metric(0.9997, "share", "predicted"), "99.97 %"),
+        (Metric(0.999996, "share", "predicted"), "99.99 %"),
+        (Metric(1.0, "share", "predicted"), "100 %"),
         (Metric(23_400_000, "bytes", "predicted"), "23.4 MB"),
         (NO_MAC, "not available here: needs macOS"),
     ],
@@ -182,3 +184,15 @@ def test_notebook_display_is_a_fragment() -> None:
     shown = sample()._repr_html_()
     assert "<!doctype" not in shown
     assert Page(shown).open == []
+
+
+def test_one_way_of_measuring_is_said_once_and_two_in_every_cell() -> None:
+    same = Table(
+        ["what", "a"], [["x", Metric(1.0, "ms", "measured", "CPU")], ["y", Metric(2.0, "ms", "measured", "CPU")]]
+    )
+    mixed = Table(["what", "a"], [["x", Metric(1.0, "ms", "measured", "CPU")], ["y", Metric(2.0, "ms", "predicted")]])
+    for write in (Document("t", [same]).html, Document("t", [same]).markdown):
+        assert write().count("All figures measured on CPU.") == 1
+    assert '<span class="method' not in Document("t", [same]).html()
+    assert Document("t", [mixed]).html().count('<span class="method') == 2
+    assert Document("t", [mixed]).markdown().count("(measured)") == 1

@@ -25,6 +25,15 @@ def test_curves_leave_a_gap_where_a_value_is_missing() -> None:
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 
+def test_curves_smooth_over_the_observations_up_to_each_step() -> None:
+    values = [4.0, 2.0, float("nan"), 6.0, 0.0]
+    figure = plots.curves({"a": (list(range(5)), values)}, y="nats", smooth=3)
+    raw, mean = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(raw.get_ydata(), values)
+    want = [np.nanmean(values[max(i - 2, 0) : i + 1]) for i in range(5)]
+    np.testing.assert_allclose(mean.get_ydata(), want)
+
+
 def test_curves_refuse_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="series 'a' has 2 steps and 1 values"):
         plots.curves({"a": ([0, 1], [1.0])})
