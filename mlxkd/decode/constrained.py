@@ -6,6 +6,7 @@ allow. What it leaves no choice about can be drafted without a drafter (``Gramma
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -141,19 +142,27 @@ class ToolGrammar:
         tools: in OpenAI form or bare function schemas.
         vocab_size: width of the model's head (padding tokens beyond the tokenizer are never allowed).
         mode: "auto" allows text without a call, "required" begins with a call.
+        guide: from ``guidance_tokenizer``, when it is there already.
 
     Raises:
         UserError: no tools, a dialect without a grammar, or a schema with constraints that cannot be
             enforced (named); nothing is ignored silently.
     """
 
-    def __init__(self, tokenizer: Any, tools: Sequence[dict[str, Any]], vocab_size: int, mode: Mode = "auto"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        tools: Sequence[dict[str, Any]],
+        vocab_size: int,
+        mode: Mode = "auto",
+        guide: Any = None,
+    ):
         import llguidance
 
         if not tools:
             raise UserError("constrained calls need at least one tool", hint="pass --tools FILE")
         plain = [tool.get("function", tool) for tool in tools]
-        self._tokenizer = guidance_tokenizer(tokenizer, vocab_size)
+        self._tokenizer = guide or guidance_tokenizer(tokenizer, vocab_size)
         self.source = tool_grammar(tokenizer, plain, self._tokenizer, mode)
         self.vocab_size = vocab_size
         self._grammar = llguidance.grammar_from("lark", self.source)
@@ -166,6 +175,38 @@ class ToolGrammar:
         import llguidance
 
         return GuidanceMatcher(llguidance.LLMatcher(self._tokenizer, self._grammar), self.vocab_size)
+
+
+class ToolGrammars:
+    """Grammars of one tokenizer, one per set of tools, each compiled once and kept for the next request with it.
+
+    Args:
+        tokenizer, vocab_size, mode: see ``ToolGrammar``.
+        kept: sets of tools at most; the one unused for longest goes first.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, mode: Mode = "auto", kept: int = 512):
+        self._tokenizer, self._vocab_size, self._mode = tokenizer, vocab_size, mode
+        self._guide: Any = None
+        self._compiled = functools.lru_cache(maxsize=kept)(self._compile)
+
+    def __call__(self, tools: Sequence[dict[str, Any]]) -> ToolGrammar | None:
+        """The grammar for the tools on offer; None without tools, when there is nothing to constrain.
+
+        Raises:
+            UserError: see ``ToolGrammar``.
+        """
+        return self._compiled(json.dumps(list(tools))) if tools else None
+
+    @property
+    def compiled(self) -> int:
+        """Grammars compiled so far."""
+        return self._compiled.cache_info().misses
+
+    def _compile(self, tools: str) -> ToolGrammar:
+        if self._guide is None:
+            self._guide = guidance_tokenizer(self._tokenizer, self._vocab_size)
+        return ToolGrammar(self._tokenizer, json.loads(tools), self._vocab_size, self._mode, self._guide)
 
 
 class GuidanceMatcher:

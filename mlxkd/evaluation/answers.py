@@ -9,11 +9,17 @@ from typing import Any
 import mlx.nn as nn
 
 from mlxkd.data.render import prompt_text
+from mlxkd.decode.draft_length import FixedLength
+from mlxkd.decode.drafting import GrammarDrafter
 from mlxkd.decode.engine import Engine
 from mlxkd.decode.mlx_session import MlxSession
-from mlxkd.decode.requests import GenerateOptions, Request
+from mlxkd.decode.requests import Constraint, GenerateOptions, Request
 from mlxkd.evaluation.toolcalls.parsing import parser_for
 from mlxkd.evaluation.toolcalls.scoring import CallScore, score
+
+GrammarOf = Callable[[Sequence[dict[str, Any]]], Constraint | None]
+"""The constraint for the tools on offer; None where there are none."""
+FORCED = 15  # tokens that a grammar forces are all accepted: a longer draft only saves model steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,53 @@ def cut_to_answers(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**record, "messages": record["messages"][: i + 1]} for i in turns]
 
 
+def engine_for(model: nn.Module, tokenizer: Any, rows: int, *, constrained: bool) -> Engine:
+    """An engine that fast-forwards what a grammar forces, where answers are constrained and the model can rewind."""
+    session = MlxSession(model, batch_size=rows)
+    if not (constrained and session.can_rewind):
+        return Engine(session, tokenizer)
+    return Engine(session, tokenizer, drafter=GrammarDrafter(), length=FixedLength(FORCED))
+
+
+def write_all(
+    model: nn.Module,
+    tokenizer: Any,
+    conversations: Sequence[dict[str, Any]],
+    *,
+    max_tokens: int,
+    rows: int,
+    grammar: GrammarOf | None = None,
+    on_answer: Callable[[], None] | None = None,
+) -> list[str]:
+    """What a model writes, greedily, to every conversation; ``rows`` of them are decoded side by side.
+
+    Args:
+        model: float or packed.
+        conversations: ``{"messages", "tools"}`` up to the answer, and "source" for faults.
+        grammar: the constraint for the tools on offer; None leaves answers free.
+        on_answer: called once per finished answer.
+
+    Raises:
+        UserError: a conversation that the chat template refuses, or tools that cannot be enforced.
+    """
+    if not conversations:
+        return []
+    engine = engine_for(model, tokenizer, min(rows, len(conversations)), constrained=grammar is not None)
+    requests = []
+    for number, case in enumerate(conversations):
+        text = prompt_text(list(case["messages"]), tokenizer, case["tools"], where=case.get("source", ""))
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        constraint = grammar(case["tools"]) if grammar else None
+        options = GenerateOptions(max_tokens=max_tokens, stop_after_tool_call=False, constraint=constraint)
+        requests.append(Request(tuple(tokens), options, name=str(number)))
+    texts = {request.name: "" for request in requests}
+    for event in engine.run(requests):
+        texts[event.request] += event.text
+        if event.finish and on_answer:
+            on_answer()
+    return [texts[request.name] for request in requests]
+
+
 def answer_all(
     model: nn.Module,
     tokenizer: Any,
@@ -46,34 +99,14 @@ def answer_all(
     *,
     max_tokens: int,
     rows: int,
+    grammar: GrammarOf | None = None,
     on_answer: Callable[[], None] | None = None,
 ) -> list[Answer]:
-    """Greedy answers to every case, ``rows`` of them decoded side by side.
-
-    Args:
-        model: float or packed.
-        cases: ``{"messages", "tools"}``; the last message is the expected answer.
-        on_answer: called once per finished answer.
-    """
+    """``write_all`` for cases whose last message is the expected answer, and how each compares with it."""
     parser = parser_for(tokenizer)
-    engine = Engine(MlxSession(model, batch_size=min(rows, len(cases))), tokenizer)
-    options = GenerateOptions(max_tokens=max_tokens, stop_after_tool_call=False)
-    requests = []
-    for number, case in enumerate(cases):
-        text = prompt_text(list(case["messages"][:-1]), tokenizer, case["tools"])
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        requests.append(Request(tuple(tokens), options, name=str(number)))
-    texts = {request.name: "" for request in requests}
-    for event in engine.run(requests):
-        texts[event.request] += event.text
-        if event.finish and on_answer:
-            on_answer()
+    asked = [{**case, "messages": case["messages"][:-1]} for case in cases]
+    texts = write_all(model, tokenizer, asked, max_tokens=max_tokens, rows=rows, grammar=grammar, on_answer=on_answer)
     return [
-        Answer(
-            case["messages"],
-            case["tools"],
-            texts[str(n)],
-            score(case["messages"], case["tools"], texts[str(n)], parser),
-        )
-        for n, case in enumerate(cases)
+        Answer(case["messages"], case["tools"], text, score(case["messages"], case["tools"], text, parser))
+        for case, text in zip(cases, texts, strict=True)
     ]

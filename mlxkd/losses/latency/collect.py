@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mlxkd.data.batching import Batch
 from mlxkd.data.example import Example
-from mlxkd.decode.constrained import ToolGrammar
+from mlxkd.decode.constrained import ToolGrammars
 from mlxkd.losses.latency import inputs
-from mlxkd.losses.latency.inputs import Automaton, Inputs
+from mlxkd.losses.latency.inputs import Automaton, AutomatonOf, Inputs
 from mlxkd.losses.term import Term
 from mlxkd.students.split import Split
 
@@ -22,7 +20,7 @@ def inputs_for(
     examples: Sequence[Example],
     split: Split,
     tokenizer: Any,
-    automaton: Callable[[Sequence[dict[str, Any]]], Automaton] | None = None,
+    automaton: AutomatonOf | None = None,
 ) -> Inputs:
     """The ``inputs`` of ``loss_and_gradients`` for the terms ``early_call`` and ``expected_length``.
 
@@ -49,10 +47,10 @@ def inputs_for(
     return found
 
 
-def required_calls(tokenizer: Any, vocabulary: int) -> Callable[[Sequence[dict[str, Any]]], Automaton]:
+def required_calls(tokenizer: Any, vocabulary: int) -> AutomatonOf:
     """Automata for ``early_call``: the grammar of constrained decoding, beginning where a call opens.
 
-    Compiled once per set of tools and kept; worth it where conversations share their tools.
+    Compiled once per set of tools and kept.
 
     Args:
         vocabulary: token ids of the student's head.
@@ -61,8 +59,10 @@ def required_calls(tokenizer: Any, vocabulary: int) -> Callable[[Sequence[dict[s
         UserError: (when called) a dialect without a grammar or a schema that cannot be enforced.
     """
 
-    @functools.lru_cache(maxsize=256)
-    def grammar(tools: str) -> ToolGrammar:
-        return ToolGrammar(tokenizer, json.loads(tools), vocabulary, "required")
+    grammars = ToolGrammars(tokenizer, vocabulary, "required")
 
-    return lambda tools: grammar(json.dumps(list(tools))).matcher()
+    def automaton(tools: Sequence[dict[str, Any]]) -> Automaton | None:
+        grammar = grammars(tools)
+        return grammar.matcher() if grammar else None
+
+    return automaton

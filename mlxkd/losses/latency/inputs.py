@@ -32,6 +32,10 @@ class Automaton(Protocol):
     def consume(self, token: int) -> None: ...
 
 
+AutomatonOf = Callable[[Sequence[dict[str, Any]]], Automaton | None]
+"""A fresh grammar for the tools on offer."""
+
+
 @dataclass(frozen=True)
 class EarlyOptions:
     """Where ``early_call`` acts.
@@ -74,7 +78,7 @@ def early_call(
     opening: Sequence[int],
     vocabulary: int,
     options: EarlyOptions | None = None,
-    automaton: Callable[[Sequence[dict[str, Any]]], Automaton] | None = None,
+    automaton: AutomatonOf | None = None,
 ) -> Inputs:
     """Inputs of ``early_call`` for one batch.
 
