@@ -132,12 +132,12 @@ def show(found: dict[str, Metric], title: str, console: Console) -> None:
         "p95": lambda m: _number(m.p95),
         "n": lambda m: str(m.n),
         "censored": lambda m: str(m.censored or ""),
-        "note": lambda m: m.note or "",
+        "note": lambda m: (m.note or "") if m.value is None else "",
     }
     filled = {name: [of(m) for m in found.values()] for name, of in columns.items()}
     filled = {name: values for name, values in filled.items() if any(values)}
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in filled:
         table.add_column(name, justify="left" if name == "note" else "right")
     for row, (key, m) in enumerate(found.items()):

@@ -1,6 +1,6 @@
 """BFCL verdicts: our rules against the leaderboard's own checker (peer: bfcl-eval, run with a stubbed model table).
 
-Gold answers and seeded mutants of every Python category at hand; the share of equal verdicts, and the time that
+Gold answers and seeded mutants of every category at hand; the share of equal verdicts, and the time that
 20,000 verdicts take. Without the peer the agreements are missing and the line that installs it is printed.
 """
 
@@ -41,8 +41,7 @@ def measure(quick: bool) -> dict[str, Metric]:
 def _cases() -> tuple[list[Case], str]:
     shared = Path(os.environ.get("MLXKD_TEST_DATA", SHARED)) / "bfcl"
     folder = official.official_data() or shared
-    names = [name for name in reader.categories_in(folder) if name not in reader.FOREIGN]
-    cases = [case for name in names for case in reader.load_cases(folder, name) if case.answers]
+    cases = [case for name in reader.categories_in(folder) for case in reader.load_cases(folder, name) if case.answers]
     if not cases:
         raise UserError("no BFCL cases found", where=str(shared), hint=official.INSTALL)
     return cases, f"{len(cases)} BFCL v4 cases of {', '.join(sorted({c.category for c in cases}))}"

@@ -17,6 +17,11 @@ def should_call(category: str) -> bool:
     return category not in IRRELEVANCE
 
 
+def language(category: str) -> str:
+    """ "python", "java" or "javascript": in which language the functions of a category are."""
+    return category.removeprefix("simple_") if category in SIMPLE else "python"
+
+
 def overall(accuracy: Mapping[str, float], count: Mapping[str, int]) -> dict[str, float]:
     """The leaderboard's averages over the categories that were run.
 

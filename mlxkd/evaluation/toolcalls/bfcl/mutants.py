@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
-from mlxkd.evaluation.toolcalls.bfcl.reader import Case, gold_calls
+from mlxkd.evaluation.toolcalls.bfcl.reader import FOREIGN, Case, as_source, gold_calls, gold_values
 from mlxkd.evaluation.toolcalls.parsing import Call
 
 Calls = list[Call]
@@ -21,7 +21,11 @@ def mutants(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[tuple[
     made = 0
     while made < count:
         case, kind = random.choice(answered), random.choice(kinds)
-        calls = MUTATIONS[kind](copy.deepcopy(gold_calls(case)), random)
+        # Values go wrong before they become source text, or the text itself does.
+        early = case.category in FOREIGN and random.random() < 0.5
+        calls = MUTATIONS[kind](copy.deepcopy(gold_values(case) if early else gold_calls(case)), random)
+        if calls is not None and early:
+            calls = [as_source(case, call) for call in calls]
         if calls is not None:
             made += 1
             yield case, kind, calls
@@ -122,6 +126,14 @@ def _as_text(calls: Calls, random: Random) -> Calls | None:
     return _replace(calls, random, str, kinds=(int, float, bool))
 
 
+def _misspelt(calls: Calls, random: Random) -> Calls | None:
+    def change(text: str) -> str:
+        at = random.randrange(len(text) + 1)
+        return random.choice([text[:at] + text[at + 1 :], text[:at] + random.choice("\"',{}[]() 1Lfn") + text[at:]])
+
+    return _replace(calls, random, change, kinds=(str,))
+
+
 def _replace(
     calls: Calls, random: Random, change: Callable[[Any], Any], kinds: tuple[type, ...] = (object,)
 ) -> Calls | None:
@@ -147,4 +159,5 @@ MUTATIONS: dict[str, Callable[[Calls, Random], Calls | None]] = {
     "respelled": _respelled,
     "as_float": _as_float,
     "as_text": _as_text,
+    "misspelt": _misspelt,
 }

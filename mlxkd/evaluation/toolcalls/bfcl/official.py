@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+from mlxkd.evaluation.toolcalls.bfcl.categories import language
 from mlxkd.evaluation.toolcalls.bfcl.reader import Case
 from mlxkd.evaluation.toolcalls.parsing import Call
 
@@ -37,7 +38,7 @@ def official_checker() -> Callable[[Case, list[Call]], bool] | None:
     sys.modules[_MODELS] = stub
     try:
         checker = importlib.import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
-        python = importlib.import_module("bfcl_eval.constants.enums").Language.PYTHON
+        languages = importlib.import_module("bfcl_eval.constants.enums").Language
     finally:
         del sys.modules[_MODELS]
         if before is not None:
@@ -45,8 +46,9 @@ def official_checker() -> Callable[[Case, list[Call]], bool] | None:
 
     def check(case: Case, calls: list[Call]) -> bool:
         made = [{call.name: call.arguments} for call in calls]
+        spoken = languages[language(case.category).upper()]
         try:
-            verdict = checker.ast_checker(list(case.functions), made, list(case.answers), python, case.category, "any")
+            verdict = checker.ast_checker(list(case.functions), made, list(case.answers), spoken, case.category, "any")
         except (AttributeError, TypeError, KeyError, IndexError):
             return False
         return bool(verdict["valid"])

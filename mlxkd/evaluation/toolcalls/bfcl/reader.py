@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxkd.errors import UserError, unknown
-from mlxkd.evaluation.toolcalls.bfcl.categories import CATEGORIES, IRRELEVANCE, RELEVANCE
+from mlxkd.evaluation.toolcalls.bfcl.categories import CATEGORIES, IRRELEVANCE, RELEVANCE, language
+from mlxkd.evaluation.toolcalls.bfcl.literals import TYPES, WRITE
 from mlxkd.evaluation.toolcalls.parsing import Call
 
 PREFIX = "BFCL_v4_"
-# BFCL writes Python-like types, and for Java and JavaScript every value as a string of source text.
+# BFCL writes Python-like types. Values of Java and JavaScript are strings of source text; their descriptions say so.
 JSON_TYPES: dict[str, str | None] = {
     "string": "string",
     "integer": "integer",
@@ -27,6 +28,8 @@ JSON_TYPES: dict[str, str | None] = {
     "any": None,
 }
 FOREIGN = ("simple_java", "simple_javascript")
+SYNTAX = {"python": "Python 3", "java": "Java 8 SDK", "javascript": "JavaScript"}
+LANGUAGES = {"java": "Java", "javascript": "JavaScript"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def load_cases(folder: str | Path, category: str) -> list[Case]:
         if answers and item["id"] not in answers:
             raise UserError(f"case {item['id']!r} has no possible answer", where=where)
         functions = tuple(item["function"])
-        tools = tuple(as_tool(f, where, foreign=category in FOREIGN) for f in functions)
+        tools = tuple(as_tool(f, where, language(category)) for f in functions)
         cases.append(
             Case(item["id"], category, tuple(item["question"][0]), functions, tools, answers.get(item["id"], ()))
         )
@@ -106,14 +109,36 @@ def _lines(file: Path, *fields: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, item
 
 
-def as_tool(function: dict[str, Any], where: str = "", *, foreign: bool = False) -> dict[str, Any]:
-    """A BFCL function as an OpenAI tool with a JSON Schema."""
-    parameters = _schema(function.get("parameters", {}), f"{function.get('name')}.parameters", where)
-    if foreign:
-        properties = parameters.get("properties", {})
-        parameters["properties"] = {k: {**v, "type": "string"} for k, v in properties.items()}
+def as_tool(function: dict[str, Any], where: str = "", language: str = "python") -> dict[str, Any]:
+    """A BFCL function as an OpenAI tool with a JSON Schema and the leaderboard's remark on its language."""
+    field, given = f"{function.get('name')}.parameters", function.get("parameters", {})
+    if language in LANGUAGES and isinstance(given, dict):
+        properties = given.get("properties", {})
+        properties = {k: _as_source(v, f"{field}.{k}", where, language) for k, v in properties.items()}
+        given = {**given, "properties": properties}
+    parameters = _schema(given, field, where)
     described = {k: v for k, v in function.items() if k in ("name", "description")}
+    if "description" in described:
+        described["description"] += f" Note that the provided function is in {SYNTAX[language]} syntax."
     return {"type": "function", "function": {**described, "parameters": parameters}}
+
+
+def _as_source(schema: dict[str, Any], field: str, where: str, language: str) -> dict[str, Any]:
+    """A parameter whose value is a string of source text, described as the leaderboard does."""
+    name, declared = LANGUAGES[language], schema.get("type")
+    if declared not in TYPES[language]:
+        raise unknown("type", str(declared), TYPES[language], where=f"{where}: {field}.type")
+    text = f"{schema.get('description', '')} "
+    if declared == "any":
+        text += f"This parameter can be of any type of {name} object in string representation."
+    else:
+        text += f"This is {name} {declared} type parameter in string representation."
+    if declared in ("Array", "ArrayList", "array"):
+        text += f" The list elements are of type {schema['items']['type']}; they are not in string representation."
+    if declared == "dict" and "properties" in schema:
+        text += " The dictionary entries have the following schema; they are not in string representation. "
+        text += json.dumps(schema["properties"])
+    return {"type": "string", "description": text.lstrip()}
 
 
 def _schema(schema: Any, field: str, where: str) -> dict[str, Any]:
@@ -134,12 +159,31 @@ def _schema(schema: Any, field: str, where: str) -> dict[str, Any]:
 
 
 def gold_calls(case: Case) -> list[Call]:
-    """The first allowed value of every parameter that has one: an answer the rules should accept."""
+    """An answer the rules should accept: ``gold_values``, as source text in a foreign category."""
+    return [as_source(case, call) for call in gold_values(case)]
+
+
+def gold_values(case: Case) -> list[Call]:
+    """The first allowed value of every parameter that has one."""
     calls = []
     for answer in case.answers:
         name, allowed = next(iter(answer.items()))
         calls.append(Call(name, {p: _first(values) for p, values in allowed.items() if _choices(values)}))
     return calls
+
+
+def as_source(case: Case, call: Call) -> Call:
+    """The call with its values as source text, where the case is of a foreign category."""
+    if case.category not in FOREIGN:
+        return call
+    properties = case.functions[0]["parameters"]["properties"]
+    write = WRITE[language(case.category)]
+
+    def written(name: str, value: Any) -> str:
+        schema = properties.get(name, {})
+        return write(value, schema.get("type", "any"), schema.get("items", {}).get("type"))
+
+    return Call(call.name, {name: written(name, value) for name, value in call.arguments.items()})
 
 
 def _choices(values: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""BFCL's abstract-syntax-tree rules for Python categories, quirks included.
+"""BFCL's abstract-syntax-tree rules, quirks included.
 
 Specification: ``bfcl_eval/eval_checker/ast_eval/ast_checker.py`` of bfcl-eval 2026.3.23; the tests compare
 verdicts with that checker on every gold answer and on tens of thousands of mutants.
@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mlxkd.evaluation.toolcalls.bfcl import literals
+from mlxkd.evaluation.toolcalls.bfcl.categories import language
 from mlxkd.evaluation.toolcalls.parsing import Call
 
 TYPES: dict[str, type] = {
@@ -22,7 +24,8 @@ TYPES: dict[str, type] = {
     "dict": dict,
     "any": str,
 }
-NESTED = ("array", "tuple")
+TYPES_OF = {"python": TYPES, **literals.TYPES}
+NESTED = ("array", "tuple", "Array", "ArrayList")
 OMITTED = ""
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
@@ -43,7 +46,7 @@ def fault(
     if "parallel" in category:
         return _in_any_order(functions, answers, calls)
     function = _described(functions, answers[0]) if "multiple" in category else functions[0]
-    return call_fault(function, answers[0], calls[0])
+    return call_fault(function, answers[0], calls[0], language(category))
 
 
 def _described(functions: Sequence[dict[str, Any]], answer: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +67,11 @@ def _in_any_order(
     return None
 
 
-def call_fault(function: dict[str, Any], answer: dict[str, Any], call: Call) -> str | None:
-    """Why one call does not match one possible answer of its function; None when it does."""
+def call_fault(function: dict[str, Any], answer: dict[str, Any], call: Call, language: str = "python") -> str | None:
+    """Why one call does not match one possible answer of its function; None when it does.
+
+    Arguments of Java and JavaScript functions are strings of source text.
+    """
     allowed: dict[str, list[Any]] = next(iter(answer.values()))
     parameters = function["parameters"]
     if call.name != function["name"]:
@@ -76,7 +82,7 @@ def call_fault(function: dict[str, Any], answer: dict[str, Any], call: Call) -> 
     for name, value in call.arguments.items():
         if name not in parameters["properties"] or name not in allowed:
             return f"unexpected parameter {name!r}"
-        reason = _argument_fault(parameters["properties"][name], allowed[name], value)
+        reason = _argument_fault(parameters["properties"][name], allowed[name], value, language)
         if reason:
             return f"parameter {name!r}: {reason}"
     for name, values in allowed.items():
@@ -85,11 +91,19 @@ def call_fault(function: dict[str, Any], answer: dict[str, Any], call: Call) -> 
     return None
 
 
-def _argument_fault(schema: dict[str, Any], allowed: list[Any], argument: Any) -> str | None:
-    declared = schema["type"]
-    expected = TYPES[declared]
-    inner = TYPES[schema["items"]["type"]] if declared in NESTED else None
-    value: Any = float(argument) if declared == "float" and type(argument) is int else argument
+def _argument_fault(schema: dict[str, Any], allowed: list[Any], argument: Any, language: str) -> str | None:
+    declared, types = schema["type"], TYPES_OF[language]
+    if declared not in types:
+        return f"values of type {declared} cannot be judged"
+    item = schema["items"]["type"] if declared in NESTED and declared in types else None
+    expected, inner = types[declared], types[item] if item else None
+    value: Any = argument
+    if language != "python":
+        if not isinstance(argument, str):
+            return f"{type(argument).__name__} instead of {language} source"
+        value = literals.READ[language](argument, declared, item)
+    elif declared == "float" and type(argument) is int:
+        value = float(argument)
     as_variable = _type_of(allowed) not in (None, expected)
     if type(value) is not expected:
         # A variable (or another type on purpose): what the possible answers hold counts as the type.
