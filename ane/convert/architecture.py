@@ -65,6 +65,7 @@ class Architecture:
         attention_softcap, logit_softcap: cap * tanh(x / cap), None where absent.
         tied: the head is the embedding.
         qk_norm: RMSNorm on each head's queries and keys.
+        max_positions: tokens that the model was made for, see `longest_context`; None where its config does not say.
     """
 
     family: str
@@ -87,6 +88,22 @@ class Architecture:
     embedding_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    max_positions: int | None = None
+
+
+def longest_context(config: dict[str, Any]) -> int | None:
+    """Positions that a config.json allows, or None where it does not say.
+
+    transformers' convention: with ``original_max_position_embeddings`` a scaling reaches factor times that, and
+    ``max_position_embeddings`` may already be the scaled length; without it (linear) the factor multiplies
+    ``max_position_embeddings``.
+    """
+    longest = config.get("max_position_embeddings")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if longest is None:
+        return None
+    original = scaling.get("original_max_position_embeddings", longest)
+    return max(int(longest), int(original * (scaling.get("factor") or 1.0)))
 
 
 def rotary(

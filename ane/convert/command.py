@@ -14,8 +14,16 @@ EPILOG = """\b
 Examples:
   mlxkd export runs/demo/student --to coreml --out student.bundle
   mlxkd export model --to coreml --out model.bundle --profile gpu --context 4096
-  mlxkd export model --to coreml --out model.bundle --weights ane-lut4 --check 50
+  mlxkd export model --to coreml --out model.bundle --weights ane-lut4 --batch 1,2 --check 50
 """
+
+
+def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Batch sizes from ``--batch 1,2 --batch 4``."""
+    try:
+        return tuple(int(part) for value in values for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{','.join(values)!r} is no list of sizes, as 1,2,4") from error
 
 
 @click.command("export", epilog=EPILOG, short_help="Write a Core ML bundle of a model.")
@@ -24,10 +32,14 @@ Examples:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle folder, replaced when all is done")
 @click.option("--profile", type=click.Choice(["ane", "gpu"]), default="ane", show_default=True)
 @click.option("--target", type=click.Choice(TARGETS), default="iOS18", show_default=True, help="Oldest system")
-@click.option("--context", type=int, default=2048, show_default=True, help="Tokens per row, a multiple of 32")
+@click.option(
+    "--context", type=int, help="Tokens per row, a multiple of 32 [default: 2048, or the model's longest if less]"
+)
 @click.option("--prefill", type=int, default=64, show_default=True, help="Tokens per prefill call")
 @click.option("--verify", type=int, default=0, help="Tokens per verify call (drafts + 1) [default: no such function]")
-@click.option("--batch", type=int, multiple=True, default=(1,), help="Rows; repeat for several sizes [default: 1]")
+@click.option(
+    "--batch", multiple=True, default=("1",), callback=_sizes, metavar="N,...", help="Rows, as 1,2,4 [default: 1]"
+)
 @click.option("--kv", type=click.Choice(["state", "explicit"]), default="state", show_default=True)
 @click.option("--embedding", type=click.Choice(["host", "model"]), help="Who embeds [default: by profile]")
 @click.option("--positions", type=click.Choice(["host", "model"]), help="Who makes masks and rotary tables")

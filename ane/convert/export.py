@@ -62,13 +62,14 @@ def export(
         the manifest that was written.
 
     Raises:
-        UserError: a family, value, grid or size that does not convert, or a disk that is full.
+        UserError: a family, value, grid or size that does not convert, a context that the model was not made for, or
+            a disk that is full.
     """
-    options = (options or Options()).resolved()
     progress = progress or Progress()
     folder = compat.resolve_model(model)
     source = Source(folder)
     arch = families.architecture(source.config, tied=source.tied)
+    options = (options or Options()).resolved(arch.max_positions)
     settle(source, arch, options)
     parts = weight_bytes(source, arch, options)
     chunks = divide(*parts, options)
@@ -198,7 +199,7 @@ def describe(name: str, arch: Architecture, source: Source, options: Options, pa
         profile=options.profile,
         target=options.target,
         specification_version={"iOS18": 9, "iOS26": 10}[options.target],
-        context=options.context,
+        context=options.tokens,
         kv=options.kv,
         positions=options.positions or "host",
         embedding=options.embedding or "host",

@@ -106,7 +106,7 @@ def _query(options: Options) -> int:
 
 def _slots(options: Options) -> int:
     """Slots of a cache that holds every token; a state also takes the padding of a call at its end."""
-    return options.context + (aligned(_query(options)) if options.kv == "state" else 0)
+    return options.tokens + (aligned(_query(options)) if options.kv == "state" else 0)
 
 
 def _ring(window: int, options: Options) -> tuple[int | None, int]:

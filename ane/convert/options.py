@@ -14,6 +14,7 @@ Place = Literal["host", "model"]
 Head = Literal["logits", "argmax"]
 TARGETS = ("iOS18", "iOS26")
 KEEP = "keep"
+CONTEXT = 2048
 CHUNK_BYTES = 1_000_000_000
 ALIGNMENT = 32
 
@@ -26,7 +27,7 @@ class Options:
         profile: "ane" (1x1 convolutions, positions and embedding from the host) or "gpu" (linear layers,
             blockwise scales, positions and embedding in the model).
         target: oldest system that loads the bundle.
-        context: tokens a row can hold, a multiple of 32.
+        context: tokens a row can hold, a multiple of 32; None for 2048, or what the model was made for if less.
         prefill, verify: tokens per call of those functions; ``verify`` 0 leaves it out.
         batch: batch sizes, one set of functions each.
         kv: keys and values as Core ML state, or read in and handed out by the host.
@@ -42,7 +43,7 @@ class Options:
 
     profile: Profile = "ane"
     target: str = "iOS18"
-    context: int = 2048
+    context: int | None = None
     prefill: int = 64
     verify: int = 0
     batch: tuple[int, ...] = (1,)
@@ -64,17 +65,17 @@ class Options:
         _choice("head", self.head, get_args(Head))
         for name in ("embedding", "positions"):
             _choice(name, getattr(self, name), (None, *get_args(Place)))
-        if self.context < ALIGNMENT or self.context % ALIGNMENT:
+        if self.tokens < ALIGNMENT or self.tokens % ALIGNMENT:
             raise UserError(
-                f"context {self.context} is not a positive multiple of {ALIGNMENT}, which states on the Neural "
+                f"context {self.tokens} is not a positive multiple of {ALIGNMENT}, which states on the Neural "
                 "Engine must be",
                 where="--context",
-                hint=f"use {max(ALIGNMENT, -(-self.context // ALIGNMENT) * ALIGNMENT)}",
+                hint=f"use {max(ALIGNMENT, -(-self.tokens // ALIGNMENT) * ALIGNMENT)}",
             )
-        if not 1 <= self.prefill <= self.context:
-            raise UserError(f"prefill {self.prefill} must lie in 1..{self.context} (the context)", where="--prefill")
-        if self.verify and not 2 <= self.verify <= self.context:
-            raise UserError(f"verify {self.verify} must be 0 or lie in 2..{self.context}", where="--verify")
+        if not 1 <= self.prefill <= self.tokens:
+            raise UserError(f"prefill {self.prefill} must lie in 1..{self.tokens} (the context)", where="--prefill")
+        if self.verify and not 2 <= self.verify <= self.tokens:
+            raise UserError(f"verify {self.verify} must be 0 or lie in 2..{self.tokens}", where="--verify")
         if not self.batch or min(self.batch) < 1 or len(set(self.batch)) != len(self.batch):
             raise UserError(f"batch sizes {self.batch} must be distinct and positive", where="--batch")
         if self.chunk_bytes < 1 or (self.chunks is not None and self.chunks < 1):
@@ -82,12 +83,33 @@ class Options:
         if self.master is not None and self.weights == KEEP:
             raise UserError("a master is read only where --weights names a grid", where="--master")
 
-    def resolved(self) -> Options:
-        """The same options with every None replaced by the profile's default."""
+    @property
+    def tokens(self) -> int:
+        """The context in force."""
+        return CONTEXT if self.context is None else self.context
+
+    def resolved(self, longest: int | None = None) -> Options:
+        """The same options with every None replaced by its default.
+
+        Args:
+            longest: tokens the model was made for, where its config says.
+
+        Raises:
+            UserError: a context above ``longest``, or sizes above the context that follows from it.
+        """
+        fitting = CONTEXT if longest is None else min(CONTEXT, max(longest // ALIGNMENT, 1) * ALIGNMENT)
+        context = fitting if self.context is None else self.context
+        if longest is not None and context > longest:
+            raise UserError(
+                f"context {context} is above the {longest} positions that the model was made for",
+                where="--context",
+                hint=f"use {fitting} or less, or a model whose config.json scales its rotary embedding (rope_scaling)",
+            )
         place: Place = "host" if self.profile == "ane" else "model"
         width = self.head_width if self.head_width is not None else (16384 if self.profile == "ane" else 0)
         return replace(
             self,
+            context=context,
             embedding=self.embedding or place,
             positions=self.positions or place,
             head_width=width,

@@ -68,7 +68,7 @@ class ModelPositions:
         found: Tables = {}
         for number in sorted(n for n in numbers if n is not None):
             # A call at the end of the context pads beyond it.
-            cos, sin = self.arch.rotaries[number].table(np.arange(self.options.context + self.query))
+            cos, sin = self.arch.rotaries[number].table(np.arange(self.options.tokens + self.query))
             found[number] = (self._rows_of(cos), self._rows_of(sin))
         return found
 

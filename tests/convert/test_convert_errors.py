@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ane.convert import export as export_module
 from ane.convert import families
+from ane.convert.architecture import longest_context
 from ane.convert.command import command
 from ane.convert.export import export
 from ane.convert.layout import divide
@@ -27,6 +28,7 @@ from mlxkd.errors import UserError
     [
         ({"context": 100}, "context 100 is not a positive multiple of 32"),
         ({"context": 0}, "use 32"),
+        ({"prefill": 4096}, r"prefill 4096 must lie in 1\.\.2048"),
         ({"context": 64, "prefill": 65}, r"prefill 65 must lie in 1\.\.64"),
         ({"verify": 1}, r"verify 1 must be 0 or lie in 2\.\.2048"),
         ({"profile": "tpu"}, "--profile: 'tpu' is not one of ane, gpu"),
@@ -38,6 +40,48 @@ from mlxkd.errors import UserError
 def test_choices_are_checked_before_anything_is_read(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Options(**choices)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        # Qwen's recipe for YaRN leaves the trained length in the config; Llama 3.1 writes the scaled one.
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        ({"max_position_embeddings": 40960, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 40960),
+    ],
+)
+def test_the_longest_context_follows_the_config(config: dict[str, Any], longest: int | None) -> None:
+    assert longest_context(config) == longest
+
+
+def test_a_context_the_model_was_not_made_for_is_refused(toy: Any, tmp_path: Path) -> None:
+    """512 positions, unless the rotary embedding is scaled; without a choice the bundle holds what the model does."""
+    with pytest.raises(UserError, match="context 544 is above the 512 positions that the model was made for") as caught:
+        export(toy("mistral"), tmp_path / "bundle", Options(context=544))
+    assert "--context" in str(caught.value) and "use 512 or less" in str(caught.value)
+    assert "rope_scaling" in str(caught.value) and not (tmp_path / "bundle").exists()
+    scaled = toy("mistral", rope_scaling={"type": "linear", "factor": 2.0})
+    assert export(scaled, tmp_path / "scaled", Options(context=544, prefill=8)).context == 544
+    assert export(toy("mistral", max_position_embeddings=72), tmp_path / "short", Options(prefill=8)).context == 64
+    assert Options().resolved().context == Options().resolved(4096).context == 2048
+    with pytest.raises(UserError, match="context 32 is above the 20 positions"):
+        Options(prefill=8).resolved(20)
 
 
 def test_an_unknown_family_is_refused_by_name(toy: Any) -> None:
@@ -143,11 +187,15 @@ def test_tensors_are_read_as_mlx_reads_them(tmp_path: Path) -> None:
 
 def test_the_command_exports_and_checks(toy: Any, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    choices = ["--context", "64", "--prefill", "8", "--batch", "1", "--batch", "2", "--rewind", "7", "--check", "3"]
+    choices = ["--context", "64", "--prefill", "8", "--batch", "1,2", "--batch", "3", "--rewind", "7", "--check", "3"]
     result = CliRunner().invoke(command, [str(toy("llama")), "--out", str(out), *choices], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "greedy tokens: 3 of 3 identical to MLX" in result.stdout
     assert "predicted share on the Neural Engine: " in result.stderr
     manifest = json.loads((out / "manifest.json").read_text())
-    assert {f["name"] for f in manifest["functions"]} == {"prefill", "decode", "prefill_b2", "decode_b2"}
+    assert {f["name"] for f in manifest["functions"]} == {
+        f"{role}{size}" for role in ("prefill", "decode") for size in ("", "_b2", "_b3")
+    }
     assert manifest["options"]["rewind"] == 7
+    result = CliRunner().invoke(command, ["model", "--out", str(out), "--batch", "1;2"])
+    assert result.exit_code == 2 and "'1;2' is no list of sizes, as 1,2,4" in result.output

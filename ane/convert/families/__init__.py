@@ -1,15 +1,16 @@
 """Model families that convert, one module per mlx-lm ``model_type``.
 
 A family is one function, ``architecture(config, tied) -> Architecture``. The blocks it names are shared.
-To add a family, add its module here and its row to tests/convert/test_convert_families.py.
+To add a family, add its module here and its row to FAMILIES in tests/convert/toy_models.py.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
-from ane.convert.architecture import Architecture
+from ane.convert.architecture import Architecture, longest_context
 from mlxkd import registry
 from mlxkd.errors import UserError
 
@@ -45,4 +46,4 @@ def architecture(config: dict[str, Any], *, tied: bool) -> Architecture:
             f"{found.heads} heads cannot share {found.kv_heads} key-value heads",
             where="config.json: num_key_value_heads",
         )
-    return found
+    return replace(found, max_positions=longest_context(config))
