@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -124,6 +124,22 @@ class Probe:
         hidden = tuple(kept[f"hidden.{i}"] for i in range(len(entropy)))
         return cls(Trace(hidden, entropy, kept["logits"]), tokens)
 
+    def state(self) -> dict[str, mx.array]:
+        """The step of the last look and its codes by layer, for a checkpoint; empty before the first look."""
+        if self._codes is None:
+            return {}
+        step, codes = self._codes
+        return {"step": mx.array(step), **{f"codes.{path}": indices for path, indices in codes.items()}}
+
+    def restore(self, arrays: dict[str, mx.array]) -> None:
+        """Take back what ``state`` gave, so that the next look counts flips from the same codes."""
+        codes = {key.removeprefix("codes."): value for key, value in arrays.items() if key.startswith("codes.")}
+        self._codes = (int(arrays["step"]), codes) if codes else None
+
+    def forget(self) -> None:
+        """After a rollback: flips from codes that were rejected would say nothing."""
+        self._codes = None
+
     def look(self, model: nn.Module, config: dict[str, Any], step: int, packed: Packed | None = None) -> Stability:
         """Compare the deployed form of ``model`` (packed here unless given) with the float reference."""
         packed = packed or pack(model, config)
@@ -211,7 +227,6 @@ class Guard:
     patience: int = 3
     rate_factor: float = 1.0
     interventions: int = 0
-    log: list[str] = field(default_factory=list)
     _good: tuple[int, Any, Any] | None = None
 
     def check(self, seen: Stability, model: nn.Module, optimizer_state: Any = None) -> Decision:
@@ -235,12 +250,16 @@ class Guard:
         if action == "roll_back" and self._good is not None:
             model.update(self._good[1])
             reasons += (f"weights and optimiser are those of step {self._good[0]} again",)
-        self.log += reasons
         return Decision(action, self.rate_factor, reasons)
 
     def remember(self, step: int, model: nn.Module, optimizer_state: Any) -> None:
         """Keep a sound state to roll back to: optimisers write their moments in place, so the containers are copied."""
         self._good = (step, model.parameters(), tree_map(lambda leaf: leaf, optimizer_state))
+
+    @property
+    def has_good_state(self) -> bool:
+        """Whether there is a state to roll back to."""
+        return self._good is not None
 
     @property
     def good_state(self) -> tuple[int, Any, Any]:

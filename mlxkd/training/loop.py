@@ -100,9 +100,11 @@ class Trainer:
         if self.quantised.applies(found.step - 1):
             self.quantised.resume(self.student, found.step)
         self.position = state.restore(self.folder / "last", self.trained, self.optimizer)
-        self.quantised.remember(self.trained, found.step, found.rate_factor, self.optimizer.state)
+        self.quantised.remember(self.trained, found.step, self.optimizer.state)
+        seen = state.load_extra(self.folder / "last", "probe")
+        self.quantised.restore(found.interventions, found.rate_factor, seen)
         if isinstance(self.batches, StudentText):
-            self.batches.restore(state.load_extra(self.folder / "last"))
+            self.batches.restore(state.load_extra(self.folder / "last", "text"))
 
     def run(self) -> None:
         """Train to the end.
@@ -127,7 +129,21 @@ class Trainer:
             raise Interrupted(self.folder / "last", self.position.step) from None
 
     def restore_best(self) -> None:
-        """Put the weights of the lowest validation loss into the student."""
+        """Put the weights of the lowest validation loss into the student.
+
+        Raises:
+            UserError: no validation that counts had a finite loss.
+        """
+        if self.position.best is None:
+            raise UserError(
+                "no validation of this run had a finite loss, so there are no best weights",
+                where=self.recipe.name,
+                hint="lower optimizer.learning_rate",
+            )
+        best = state.peek(self.folder / "best").step
+        if self.quantised.applies(best - 1):
+            self.quantised.enter(self.student, best - 1)  # codes that rested then are parameters of that phase
+            quant.activate(self.student, DEFAULT_TARGET)
         state.restore(self.folder / "best", self.trained)
 
     def update(self, step: int) -> Values:
@@ -169,6 +185,7 @@ class Trainer:
         if self.quantised.enter(self.student, step):
             parameters = self.trained.trainable_parameters()
             self.optimizer = grown(self.optimizer, self.recipe.optimizer, parameters)
+            self.quantised.regrown(self.trained, step, self.optimizer.state)
 
     def _accumulate(self, step: int) -> tuple[Any, dict[str, float], float, int]:
         """Gradients, sums, weight and positions of all batches of a step.
@@ -230,9 +247,20 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation(step, values)
         # A float student's loss says nothing about the quantised one: only the phase that ships competes.
-        counts = self.quantised.applies(step - 1) or not self.quantised.plans
-        if counts and (self.position.best is None or values["loss"] < self.position.best):
-            self.position = replace(self.position, best=values["loss"])
+        if self.quantised.applies(step - 1) or not self.quantised.plans:
+            self._compete(values)
+
+    def _compete(self, values: Values) -> None:
+        """Keep the weights as the best ones if their validation loss is the lowest so far."""
+        loss = values["loss"]
+        if values.get("rolled_back"):
+            # That loss belongs to weights that are gone. Those that came back have competed, unless a resumed run
+            # brought them along unvalidated.
+            if self.position.best is not None:
+                return
+            loss = self.validate(self.student)["loss"]
+        if math.isfinite(loss) and (self.position.best is None or loss < self.position.best):
+            self.position = replace(self.position, best=loss)
             self.save("best")
 
     def _judge(self, step: int) -> Values:
@@ -241,15 +269,18 @@ class Trainer:
         if found is None:
             return {}
         seen, decision = found
-        if decision.action == "roll_back":
-            assert self.quantised.guard is not None
-            self.optimizer.state = tree_map(lambda leaf: leaf, self.quantised.guard.good_state[2])
-        self.position = replace(self.position, rate_factor=decision.rate_factor)
-        return {"stability": seen.to_json(), "reasons": list(decision.reasons)}
+        guard, rolled_back = self.quantised.guard, decision.action == "roll_back"
+        assert guard is not None
+        if rolled_back:
+            self.optimizer.state = tree_map(lambda leaf: leaf, guard.good_state[2])
+        self.position = replace(self.position, rate_factor=decision.rate_factor, interventions=guard.interventions)
+        return {"stability": seen.to_json(), "reasons": list(decision.reasons), "rolled_back": rolled_back}
 
     def save(self, name: str) -> None:
         """Write the checkpoint of that name."""
-        extra = self.batches.state() if isinstance(self.batches, StudentText) else None
+        text = self.batches.state() if isinstance(self.batches, StudentText) else {}
+        parts = {"text": text, "probe": self.quantised.state()}
+        extra = {f"{part}.{key}": value for part, arrays in parts.items() for key, value in arrays.items()}
         state.save(self.folder / name, self.position, self.trained, self.optimizer, extra)
 
 

@@ -128,6 +128,7 @@ class QuantisedPhase:
         if changed:
             phases.enter(model, phase)
             self._phase = phase
+        quant.activate(model, phase.target)  # a validation in between has looked at others
         if len(self.targets) > 1:
             by = "layer" if self.options.order == "layer" else "step"
             phases.interleave(model, self.targets, step, by=by)  # type: ignore[arg-type]
@@ -142,11 +143,25 @@ class QuantisedPhase:
         """What the float copy says about a batch; nothing where it does not teach."""
         return {SELF: self._copy.targets(batch)} if self._copy else {}
 
-    def remember(self, trained: nn.Module, step: int, rate_factor: float, optimizer_state: Any) -> None:
-        """A resumed run takes its checkpoint for sound."""
+    def remember(self, trained: nn.Module, step: int, optimizer_state: Any) -> None:
+        """A rollback from here on leads to this state, which is taken for sound."""
         if self.guard and self._watch:
-            self.guard.rate_factor = rate_factor
             self.guard.remember(step, trained, optimizer_state)
+
+    def regrown(self, trained: nn.Module, step: int, optimizer_state: Any) -> None:
+        """A sound state of an earlier phase has other parameters: nothing can go back to it, only to this one."""
+        if self.guard and self.guard.has_good_state:
+            self.guard.remember(step, trained, optimizer_state)
+
+    def state(self) -> dict[str, mx.array]:
+        """What a checkpoint keeps of the stability probe."""
+        return self._watch.state() if self._watch else {}
+
+    def restore(self, interventions: int, rate_factor: float, arrays: dict[str, mx.array]) -> None:
+        """Take back what the limits have done and what the probe has seen."""
+        if self.guard and self._watch:
+            self.guard.interventions, self.guard.rate_factor = interventions, rate_factor
+            self._watch.restore(arrays)
 
     def judge(
         self, student: nn.Module, trained: nn.Module, step: int, optimizer_state: Any
@@ -163,6 +178,8 @@ class QuantisedPhase:
             return None
         seen = self._watch.look(student, self.config, step)
         decision = self.guard.check(seen, trained, optimizer_state)
+        if decision.action == "roll_back":
+            self._watch.forget()
         if decision.action == "stop":
             raise UserError(
                 f"quantised training is not stable: {'; '.join(decision.reasons)}",

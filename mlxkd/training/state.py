@@ -35,6 +35,7 @@ class Position:
         best: lowest validation loss so far (nats/token), None before the first one that counts.
         tokens: supervised tokens seen.
         rate_factor: what the stability limits have made of the learning rate.
+        interventions: how often they have acted.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Position:
     best: float | None = None
     tokens: float = 0.0
     rate_factor: float = 1.0
+    interventions: int = 0
 
 
 def data_hash(examples: Sequence[Example]) -> str:
@@ -117,10 +119,11 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) 
     return position
 
 
-def load_extra(folder: Path) -> dict[str, mx.array]:
-    """The ``extra`` arrays of a checkpoint."""
+def load_extra(folder: Path, part: str) -> dict[str, mx.array]:
+    """The ``extra`` arrays of a checkpoint whose names begin with ``part.``, without it."""
     flat: Any = mx.load(str(folder / ARRAYS))
-    return {k.removeprefix("extra."): v for k, v in flat.items() if k.startswith("extra.")}
+    prefix = f"extra.{part}."
+    return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
 
 def check_same(position: Position, recipe: str, data: str, folder: Path) -> None:
