@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,18 @@ from click.testing import CliRunner, Result
 
 from ane.mil.command import EXAMPLES, mil
 
-PAGE = Path(__file__).parents[2] / "docs" / "mil-runtime.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "mil-runtime.md"
+# An interpreter on which these were never installed.
+ALONE = """
+import runpy, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlx", "mlx_lm", "torch", "transformers"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
+runpy.run_module("ane.mil", run_name="__main__")
+"""
 
 
 def invoke(*arguments: Any) -> Result:
@@ -91,6 +104,25 @@ def test_the_examples_of_the_help_run(package: Path, tmp_path: Path, monkeypatch
     assert len(examples) == 4
     for example in examples:
         assert invoke(*example.replace("--function decode", "--function main").split()).exit_code == 0
+
+
+def test_the_readme_serves_those_who_only_want_to_run_a_package(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands in an interpreter without MLX and torch, then its test on the outputs that they left."""
+    assert package == tmp_path / "model.mlpackage"
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((1, 16)))
+    section = (ROOT / "README.md").read_text().split("## Run an .mlpackage on Linux")[1].split("\n## ")[0]
+    commands = re.findall(r"^python -m ane\.mil ([^#\n]+)", section, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        done = subprocess.run([sys.executable, "-c", ALONE, *command.split()], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    names["test_the_package_still_says_the_same"]()
 
 
 def test_the_examples_of_the_page_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
