@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
@@ -13,7 +15,7 @@ from mlxkd.errors import UserError, unknown
 from mlxkd.quant.grids import Codes, grid
 from mlxkd.quant.grids.mlx_affine import AffineGrid
 from mlxkd.quant.pack import Packed, clone, pack
-from mlxkd.quant.plan import Rules, attach, plan_for
+from mlxkd.quant.plan import Execution, Rules, attach, plan_for
 
 Method = Literal["rtn", "dwq", "awq", "gptq"]
 GPTQ_BITS = (2, 4, 8)
@@ -31,6 +33,7 @@ def post_training(
     held_out: np.ndarray | None = None,
     rate: float = DWQ_RATE,
     batch_size: int = 4,
+    execution: Execution = "auto",
 ) -> Packed:
     """Quantise a copy of a float model without quantisation-aware training.
 
@@ -41,6 +44,8 @@ def post_training(
         rows: int [n, width] calibration tokens, for all but "rtn".
         held_out: int [n, width] tokens that "dwq" reports on; ``rows`` when None.
         rate, batch_size: of "dwq".
+        execution: of "dwq", in training: MLX's quantised kernels, or the decoded weight and a dense product ("auto":
+            dense on a CPU, whose quantised kernels are slow). The function trained is the same but for rounding.
 
     Raises:
         UserError: an unknown method, a grid or width the method cannot do, or no calibration rows.
@@ -59,16 +64,56 @@ def post_training(
         raise UserError(f"DWQ trains affine scales and biases; not affine: {', '.join(rigid)}")
     student = packed.model
     student.unfreeze(keys=[], recurse=True)
-    compat.dwq(
-        student,
-        model,
-        rows,
-        rows if held_out is None else held_out,
-        rate=rate,
-        batch_size=batch_size,
-        dtype=packed.dtype,
-    )
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    with _dense(student, execution == "dense" or (execution == "auto" and on_cpu)):
+        compat.dwq(
+            student,
+            model,
+            rows,
+            rows if held_out is None else held_out,
+            rate=rate,
+            batch_size=batch_size,
+            dtype=packed.dtype,
+        )
     return from_mlx_lm(student, packed.config)
+
+
+class _DenseLinear(nn.QuantizedLinear):
+    """nn.QuantizedLinear as a dense product with its decoded weight."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = x @ _decoded(self).T
+        return y + self["bias"] if "bias" in self else y
+
+
+class _DenseEmbedding(nn.QuantizedEmbedding):
+    """nn.QuantizedEmbedding whose tied head is a dense product with its decoded weight."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return x @ _decoded(self).T
+
+
+def _decoded(module: nn.Module) -> mx.array:
+    ranges = {name: module[name] for name in ("scales", "biases")}
+    affine = grid(f"mlx-affine{module.bits}-g{module.group_size}")
+    return affine.held({"weight": module.weight}, ranges, module.scales.dtype)
+
+
+@contextmanager
+def _dense(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let quantised layers compute densely meanwhile, instance by instance."""
+    dense: dict[type[nn.Module], type[nn.Module]] = {
+        nn.QuantizedLinear: _DenseLinear,
+        nn.QuantizedEmbedding: _DenseEmbedding,
+    }
+    swapped = [(m, type(m)) for m in model.modules() if wanted and type(m) in dense]
+    for module, own in swapped:
+        module.__class__ = dense[own]
+    try:
+        yield
+    finally:
+        for module, own in swapped:
+            module.__class__ = own
 
 
 def _layerwise(model: nn.Module, config: dict[str, Any], grid_name: str, method: str, rows: mx.array) -> Packed:
