@@ -93,9 +93,10 @@ class Source:
             self.grids[path] = found
 
     def release(self) -> None:
-        """Let every weight drop what it keeps between reads."""
+        """Let every weight drop what it keeps between reads, and MLX the buffers that it keeps of them."""
         for weight in self._weights.values():
             weight.release()
+        mx.clear_cache()
 
     def _open(self, path: str) -> Weight:
         name = f"{path}.weight"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 QUERY = 64
+CHUNK = 32 << 20  # bytes of weights, of the packages that the streaming side writes
 
 
 def ours(model: Path, out: Path) -> None:
@@ -16,6 +17,14 @@ def ours(model: Path, out: Path) -> None:
     from ane.convert.options import Options
 
     export(model, out, Options(context=512, prefill=QUERY))
+
+
+def streamed(model: Path, out: Path) -> None:
+    """Our exporter into packages of at most `CHUNK` bytes."""
+    from ane.convert.export import export
+    from ane.convert.options import Options
+
+    export(model, out, Options(context=64, prefill=8, chunk_bytes=CHUNK))
 
 
 def torch(model: Path, out: Path) -> None:
@@ -72,31 +81,42 @@ def mlx2coreml(model: Path, out: Path) -> None:
     route.convert_mlx_to_coreml(net, inputs, config=config).model.save(str(out / "model.mlpackage"))
 
 
-def random_model(out: Path, layers: int) -> None:
-    """A folder with the shape of Qwen3-0.6B, bfloat16 random weights, one layer in memory at a time."""
+QWEN = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "hidden_act": "silu",
+    "attention_bias": False,
+}
+# Layers of 6 MiB, many of them, and hardly a vocabulary: what a conversion that does not stream would hold at once.
+DEEP = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 2048,
+}
+
+
+def random_model(out: Path, layers: int, shape: dict[str, int]) -> None:
+    """A folder with the shape of Qwen3-0.6B, or of ``shape`` where it says so: bfloat16 random weights."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     from mlxkd import compat
 
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 40960,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
+    config = {**QWEN, **shape, "num_hidden_layers": layers}
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(config))
     model = compat.build_model(config)
@@ -108,15 +128,15 @@ def random_model(out: Path, layers: int) -> None:
 
 
 def main() -> None:
-    """usage: _convert_side.py random OUT LAYERS | ours MODEL OUT | torch MODEL OUT | mlx2coreml MODEL OUT"""
+    """usage: _convert_side.py random|deep OUT LAYERS, or ours|streamed|torch|mlx2coreml MODEL OUT"""
     from mlxkd.runtime import peak_process_memory
 
     side, first, second = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     started = time.perf_counter()
-    if side == "random":
-        random_model(first, int(second))
+    if side in ("random", "deep"):
+        random_model(first, int(second), DEEP if side == "deep" else {})
     else:
-        {"ours": ours, "torch": torch, "mlx2coreml": mlx2coreml}[side](first, Path(second))
+        {"ours": ours, "streamed": streamed, "torch": torch, "mlx2coreml": mlx2coreml}[side](first, Path(second))
     print(json.dumps({"seconds": time.perf_counter() - started, "bytes": peak_process_memory()}))
 
 

@@ -3,6 +3,9 @@
 Random bfloat16 weights. Each side runs alternately in a process of its own, imports included, from the same folder.
 Ours writes the default bundle (prefill and decode functions, state, embedding, checksums); the peer writes one
 stateless function of 64 tokens, which is less. mlx2coreml is tried on the same folder where it is installed.
+
+Streaming is measured by itself: a deep narrow model in packages of 32 MiB, its peak less that of one layer's conversion
+(imports and all that does not grow with a model), over the largest package.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ane.convert.bundle import read_manifest
 from mlxkd.errors import UserError
 from mlxkd.metric import Metric
 from mlxkd.runtime import device_name, versions
@@ -38,6 +42,25 @@ def run(*arguments: str) -> dict[str, float]:
     return found
 
 
+def streaming(scratch: Path, layers: int) -> dict[str, Metric]:
+    """``streaming_over_chunk``, ``streaming_over_weights``: memory that grows with a model, over its weights' bytes."""
+    peaks: dict[int, float] = {}
+    for count in (1, layers):
+        model, out = scratch / f"deep{count}", scratch / f"deep{count}.bundle"
+        run("deep", str(model), str(count))
+        peaks[count] = run("streamed", str(model), str(out))["bytes"]
+    sizes = [package.weight_bytes for package in read_manifest(out).packages]
+    grown, device = peaks[layers] - peaks[1], device_name()
+    note = (
+        f"{layers} layers, {len(sizes)} packages of at most {max(sizes) / 1e6:.1f} MB, {sum(sizes) / 1e6:.0f} MB in all"
+    )
+    return {
+        "streaming_over_chunk": Metric(grown / max(sizes), "ratio", "measured", device, n=1, note=note),
+        "streaming_over_weights": Metric(grown / sum(sizes), "ratio", "measured", device, n=1),
+        "bytes_streamed": Metric(peaks[layers], "bytes", "measured", device, n=1, note="imports included"),
+    }
+
+
 def peer_missing() -> str | None:
     """Why the torch route cannot run here."""
     lost = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
@@ -57,8 +80,9 @@ def mlx2coreml(model: Path, out: Path, ours: float) -> Metric:
 
 
 def measure(quick: bool) -> dict[str, Metric]:
-    """``time_ratio``, ``memory_ratio`` (ours over peer), ``memory_over_weights`` (ours, peak over weight bytes)."""
-    device, layers, rounds = device_name(), 4 if quick else 28, 1 if quick else 3
+    """``time_ratio``, ``memory_ratio`` (ours over peer), ``memory_over_weights`` (ours, peak over weight bytes), and
+    `streaming`'s."""
+    device, layers, rounds = device_name(), 4 if quick else 28, 1 if quick else 2
     missing = peer_missing()
     sides: dict[str, list[dict[str, float]]] = {"ours": [], "torch": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -72,6 +96,7 @@ def measure(quick: bool) -> dict[str, Metric]:
                 sides[side].append(run(side, str(model), str(out)))
         ours = statistics.median(each["seconds"] for each in sides["ours"])
         other = mlx2coreml(model, Path(scratch) / "mlx2coreml", ours)
+        streamed = streaming(Path(scratch), 32 if quick else 64)
     peer = f"transformers {versions()['transformers']}, coremltools {versions()['coremltools']}"
     note = missing or f"Qwen3-0.6B's shape, {layers} layers, {weights / 1e9:.2f} GB; peer {peer}"
     middle = {
@@ -88,5 +113,4 @@ def measure(quick: bool) -> dict[str, Metric]:
     for side, values in middle.items():
         found[f"seconds_{side}"] = Metric(values["seconds"], "s", "measured", device, n=rounds)
         found[f"bytes_{side}"] = Metric(values["bytes"], "bytes", "measured", device, n=rounds)
-    found["mlx2coreml_time_ratio"] = other
-    return found
+    return found | streamed | {"mlx2coreml_time_ratio": other}

@@ -1,4 +1,4 @@
-"""On a Mac: Core ML loads, compiles and runs our packages, and says what the reference runtime says."""
+"""On a Mac: Core ML loads, compiles and runs our packages, and says what the reference runtime said of them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def test_core_ml_agrees_with_the_reference_runtime(
     options = Options(context=96, prefill=16, **VARIANTS[name])
     manifest = export(toy("qwen3", hidden_size=64, intermediate_size=128), tmp_path / "bundle", options)
     batch = max(manifest.batches)
+    rng = np.random.default_rng(0)
+    calls = [rng.integers(0, 96, (batch, size)) for size in (19, 1, 1, 3, 1)]
+    ours = open_session(tmp_path / "bundle", "mil", batch)
+    recorded = [ours.extend(tokens) for tokens in calls]
     started = time.perf_counter()
     theirs = open_session(tmp_path / "bundle", "coreml", batch, units=units)
-    ours = open_session(tmp_path / "bundle", "mil", batch)
-    rng, worst, same = np.random.default_rng(0), 0.0, True
-    for size in (19, 1, 1, 3, 1):
-        tokens = rng.integers(0, 96, (batch, size))
-        expected, got = ours.extend(tokens), theirs.extend(tokens)
+    worst, same = 0.0, True
+    for tokens, expected in zip(calls, recorded, strict=True):
+        got = theirs.extend(tokens)
         same &= bool((expected.argmax(-1) == got.argmax(-1)).all())
         if manifest.head == "logits":
             worst = max(worst, divergence(expected, got))

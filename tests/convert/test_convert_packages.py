@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,17 @@ from ane.convert.options import Options
 from ane.convert.project import project
 from mlxkd.errors import UserError
 from mlxkd.runtime import import_coremltools
+
+# In a process of its own, for the peak of this one is whatever the other tests left.
+GROWTH = """
+import sys
+from ane.convert.export import export
+from ane.convert.options import Options
+from mlxkd.runtime import peak_process_memory
+for model in sys.argv[1:3]:
+    export(model, model + ".bundle", Options(context=32, prefill=8, chunk_bytes=int(sys.argv[3])))
+    print(peak_process_memory())
+"""
 
 
 def spec_of(package: Path) -> Any:
@@ -117,6 +131,20 @@ def test_one_function_can_be_taken_out(bundle: Path, tmp_path: Path) -> None:
     assert [i.name for i in described.input] == [i.name for i in wanted.inputs]
     with pytest.raises(UserError, match="unknown function 'verify_b3'"):
         project(bundle, 1, "verify_b3", tmp_path / "two.mlpackage")
+
+
+def test_memory_follows_the_largest_package_not_the_model(toy: Any, tmp_path: Path) -> None:
+    """Sixteen layers in eight packages may take what one package weighs above the conversion of a single layer."""
+    chunk, layers = 12 << 20, 16
+    wide = {"hidden_size": 512, "intermediate_size": 1536}
+    models = [shutil.copytree(toy("mistral", **wide, num_hidden_layers=n), tmp_path / str(n)) for n in (1, layers)]
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, *map(str, models), str(chunk)], capture_output=True, text=True, check=True
+    )
+    shallow, deep = map(int, done.stdout.split())
+    sizes = [package.weight_bytes for package in read_manifest(f"{models[1]}.bundle").packages]
+    assert len(sizes) == layers // 2 and sum(sizes) > 6 * chunk
+    assert deep - shallow < 1.5 * max(sizes)
 
 
 def test_the_lint_applies_the_residency_rules(bundle: Path) -> None:
