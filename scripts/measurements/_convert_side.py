@@ -76,7 +76,7 @@ def mlx2coreml(model: Path, out: Path) -> None:
     from mlxkd import compat
 
     net, _ = compat.load_model(model)
-    inputs = {"input_ids": mx.ones((1, QUERY), dtype=mx.int32)}
+    inputs = {"inputs": mx.ones((1, QUERY), dtype=mx.int32)}
     config = route.ConversionConfig(deployment_target="iOS18", convert_to="mlprogram", compute_precision="fp16")
     route.convert_mlx_to_coreml(net, inputs, config=config).model.save(str(out / "model.mlpackage"))
 

@@ -32,14 +32,23 @@ def run(*arguments: str) -> dict[str, float]:
     """One side in a fresh process.
 
     Raises:
-        UserError: it failed; with the end of what it said.
+        UserError: it failed; with the error that it ended in.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, str(SIDE), *arguments], capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise UserError(f"{arguments[0]} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{arguments[0]} failed: {ended_in(done.stderr)}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
+
+
+def ended_in(said: str) -> str:
+    """The exception at the end of a traceback, its first lines; or the last line where there is none."""
+    lines = said.strip().splitlines() or ["(nothing said)"]
+    frames = [i for i, line in enumerate(lines) if line.startswith("    ")]
+    first = frames[-1] + 1 if frames and frames[-1] + 1 < len(lines) else len(lines) - 1
+    return "; ".join(lines[first : first + 2])
 
 
 def streaming(scratch: Path, layers: int) -> dict[str, Metric]:
