@@ -26,7 +26,7 @@ class Check:
 
     Args:
         steps: greedy tokens compared; agreeing: how many were the same.
-        kl_max: largest KL(MLX || bundle) of a step, nats.
+        kl_max: largest KL(MLX || bundle) of a step, nats; None where the bundle's head gives the argmax only.
         first: first step whose token differs or whose KL exceeds the limit; None when all agree.
         layer: first layer whose output differs by more than rounding at that step; None when none does.
         layer_error: its relative error.
@@ -34,7 +34,7 @@ class Check:
 
     steps: int
     agreeing: int
-    kl_max: float
+    kl_max: float | None
     first: int | None
     layer: int | None
     layer_error: float | None
@@ -46,7 +46,8 @@ class Check:
 
     def text(self) -> str:
         """Two lines for a person."""
-        lines = [f"greedy tokens: {self.agreeing} of {self.steps} identical to MLX, KL at most {self.kl_max:.2e} nats"]
+        kl = "no KL (an argmax head)" if self.kl_max is None else f"KL at most {self.kl_max:.2e} nats"
+        lines = [f"greedy tokens: {self.agreeing} of {self.steps} identical to MLX, {kl}"]
         if self.first is not None:
             place = "no layer differs by more than rounding"
             if self.layer is not None:
@@ -106,14 +107,16 @@ def check(model: str | Path, bundle: str | Path, steps: int, *, start: int | Non
     manifest = read_manifest(bundle)
     theirs, ours = reference(folder), open_session(bundle, "mil")
     token = start if start is not None else _beginning(folder, manifest)
-    fed, agreeing, worst, first = [token], 0, 0.0, None
+    fed, agreeing, first = [token], 0, None
+    worst: float | None = None
     for step in range(min(steps, manifest.context)):
         expected, got = np.array(theirs.extend(np.array([[token]])))[0, -1], ours.extend(np.array([[token]]))[0, -1]
         token = int(expected.argmax())
         same = int(got.argmax()) == token
-        kl = divergence(expected, got) if manifest.head == "logits" else 0.0
-        agreeing, worst = agreeing + same, max(worst, kl)
-        if first is None and (not same or kl > KL_LIMIT):
+        agreeing += same
+        if manifest.head == "logits":
+            worst = max(worst or 0.0, divergence(expected, got))
+        if first is None and (not same or (worst or 0.0) > KL_LIMIT):
             first = step
         fed.append(token)
     layer, error = (None, None) if first is None else _first_layer(folder, Path(bundle), manifest, fed[: first + 1])

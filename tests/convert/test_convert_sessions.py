@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from session_contract import Factory, SessionContract, last_rows, tokens_for
 
-from ane.convert.check import divergence, reference
+from ane.convert.check import check, divergence, reference
 from ane.convert.export import export
 from ane.convert.options import Options
 from ane.runtime import open_session
@@ -117,6 +117,8 @@ def test_an_argmax_head_gives_the_greedy_token(toy: Any, tmp_path: Path) -> None
     assert (got.argmax(-1) == expected.argmax(-1)).all()
     np.testing.assert_allclose(got.max(-1), expected.max(-1), atol=1e-2)
     assert np.isfinite(got).sum() == 20 * 3  # one candidate per split of 40, 40 and 16 rows
+    outcome = check(folder, tmp_path / "bundle", 4)
+    assert outcome.passed and outcome.text() == "greedy tokens: 4 of 4 identical to MLX, no KL (an argmax head)"
 
 
 def test_a_batch_size_that_was_not_exported_is_refused(toy: Any, tmp_path: Path) -> None:
