@@ -43,6 +43,8 @@ class BundleSession:
     """
 
     can_rewind = True
+    computes_all_rows = True
+    takes_device_tokens = False
 
     def __init__(self, bundle: Path, manifest: Manifest, runners: Sequence[Runner], batch: int):
         self.manifest, self.batch_size = manifest, batch
@@ -97,6 +99,9 @@ class BundleSession:
             self._lengths += step
             done += step
         return logits
+
+    def wait(self) -> None:
+        """See ``Session.wait``: ``extend`` computes at once."""
 
     def _choose(self, wanted: int) -> FunctionEntry:
         """The smallest function that takes ``wanted`` tokens, else the largest."""

@@ -123,7 +123,7 @@ class ModelDrafter:
         for row in rows:
             walk = walks[row]
             if walk.device_greedy:
-                best = greedy(logits)[0] if best is None else best
+                best = np.asarray(greedy(logits)[0]) if best is None else best
                 walk.take(point(int(best[row, last[row]])))
             else:
                 walk.take(walk.law(on_host(logits[:, last[row] :], row, 1)[0]))
@@ -144,6 +144,7 @@ class ModelDrafter:
         while max(len(tokens) for tokens in missing.values()) > PREFILL_CHUNK:
             long = {row: tokens[: PREFILL_CHUNK // 2] for row, tokens in missing.items() if len(tokens) > PREFILL_CHUNK}
             self._extend(long)
+            self.session.wait()
             missing |= {row: missing[row][len(part) :] for row, part in long.items()}
         return self._extend(missing)
 

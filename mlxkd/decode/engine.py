@@ -11,9 +11,8 @@ import numpy as np
 
 from mlxkd.decode.detokenize import detokenizer_factory
 from mlxkd.decode.prefill import Prefiller, PrefixStore
-from mlxkd.decode.readout import greedy, on_host
+from mlxkd.decode.readout import Masks, Reader
 from mlxkd.decode.requests import ActiveRow, Event, Request, Turn
-from mlxkd.decode.sampling import Law, law, log_probability, point
 from mlxkd.decode.session import Array, ContextOverflow, Session
 from mlxkd.decode.speculative import Draft, verify
 from mlxkd.errors import UserError
@@ -123,19 +122,39 @@ class Engine:
         self.rows: dict[int, ActiveRow] = {}
         self._turn = turn_of(tokenizer)
         self._detokenizer = detokenizer_factory(tokenizer)
+        self._ahead: Round | None = None
 
     @property
     def free_rows(self) -> list[int]:
         """Rows without a request."""
         return [row for row in range(self.session.batch_size) if row not in self.rows]
 
-    def admit(self, request: Request) -> int:
-        """Give a request a free row and process its prompt; returns the row.
+    def admit(self, *requests: Request) -> list[int]:
+        """Give each request a free row and process the prompts together; returns the rows.
 
         Raises:
-            UserError: no free row, or an empty prompt.
-            ContextOverflow: the prompt leaves no room for an answer; nothing is changed.
+            UserError: too few free rows, or an empty prompt.
+            ContextOverflow: a prompt leaves no room for an answer; nothing is changed.
         """
+        for request in requests:
+            self._check(request)
+        if len(requests) > len(self.free_rows):
+            busy = f"all {self.session.batch_size} rows are busy" if not self.free_rows else "too few rows are free"
+            raise UserError(busy, hint="step the engine first")
+        admitted = {
+            row: ActiveRow(request, self._turn, self._detokenizer())
+            for row, request in zip(self.free_rows, requests, strict=False)
+        }
+        self._prompts.keep(self.rows)
+        started = time.perf_counter()
+        self._prompts.admit(admitted)
+        self.statistics.prefill_seconds += time.perf_counter() - started
+        self.statistics.prompt_tokens += sum(len(active.history) for active in admitted.values())
+        self.statistics.cached_tokens += sum(active.cached_tokens for active in admitted.values())
+        self.rows |= admitted
+        return list(admitted)
+
+    def _check(self, request: Request) -> None:
         if not request.prompt:
             raise UserError("the prompt is empty", hint="start from the beginning-of-text token")
         if len(request.prompt) > self.session.max_context:
@@ -143,35 +162,29 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens does not fit into {self.session.max_context}",
                 hint="shorten the prompt or open a session with a larger context",
             )
-        if not self.free_rows:
-            raise UserError(f"all {self.session.batch_size} rows are busy", hint="step the engine first")
-        row = self.free_rows[0]
-        active = ActiveRow(request, self._turn, self._detokenizer())
-        self._prompts.keep(self.rows)
-        started = time.perf_counter()
-        active.cached_tokens = self._prompts.admit(row, active)
-        self.statistics.prefill_seconds += time.perf_counter() - started
-        self.statistics.prompt_tokens += len(active.history)
-        self.statistics.cached_tokens += active.cached_tokens
-        self.rows[row] = active
-        return row
 
     def step(self) -> list[Event]:
-        """One round: draft, one forward of the worker, settle; returns the new tokens of all rows."""
+        """One round: draft, one forward of the worker, settle; returns the new tokens of all rows.
+
+        Where the next tokens are known on the device, their forward starts before these are handled.
+        """
         self._prompts.keep({row: active for row, active in self.rows.items() if active.new_tokens})
         started = time.perf_counter()
-        drafts, masks = self._drafts()
-        drafted = time.perf_counter()
-        logits = self._forward(drafts)
-        return self._settle(logits, drafts, masks, drafted - started, drafted)
+        current, self._ahead = self._ahead, None
+        if current is None or not current.alive(self.rows):
+            current = self._start()
+        if self._runs_ahead(current):
+            self._ahead = self._launch(current.reader.best_on_device, dict.fromkeys(self.rows, Draft()), None)
+        return self._settle(current, started)
 
     def run(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Decode a queue, admitting the next request as soon as a row is free."""
         waiting = list(reversed(requests))
         while waiting or self.rows:
-            while waiting and self.free_rows:
-                self.admit(waiting.pop())
-            if not waiting and self.drafter is None:
+            free = min(len(waiting), len(self.free_rows))
+            if free:
+                self.admit(*(waiting.pop() for _ in range(free)))
+            if not waiting and self._ahead is None:
                 self._compact()
             yield from self.step()
 
@@ -181,17 +194,24 @@ class Engine:
         if self.drafter is not None:
             self.drafter.release(row)
 
+    @property
+    def _compactable(self) -> bool:
+        """Whether a busy row lies above a free one, and the session would not pay for it further down."""
+        if self.drafter is not None or self.session.computes_all_rows or not self.rows:
+            return False
+        return max(self.rows) >= len(self.rows)
+
     def _compact(self) -> None:
-        """Move requests to the lowest rows where the session does not pay for rows above the last busy one."""
-        if not getattr(self.session, "idle_tail_is_free", False):
-            return
-        while self.rows and self.free_rows and max(self.rows) > self.free_rows[0]:
+        """Move requests to the lowest rows."""
+        while self._compactable:
             source, target = max(self.rows), self.free_rows[0]
             self.session.restore(target, self.session.snapshot(source))
             self.rows[target] = self.rows.pop(source)
             self._prompts.move(source, target)
 
-    def _drafts(self) -> tuple[dict[int, Draft], dict[int, list[np.ndarray | None]]]:
+    def _start(self) -> Round:
+        """The round that follows from what is on the host: drafts, masks, and one forward."""
+        started = time.perf_counter()
         drafts = {row: Draft() for row in self.rows}
         wanted = self.length.choose() if self.length is not None else 0
         if self.drafter is not None and wanted:
@@ -199,58 +219,69 @@ class Engine:
             limits = {row: self._limit(row, int(lengths[row]), wanted) for row in self.rows}
             drafts |= self.drafter.propose(self.rows, limits)
         masks = {row: active.masks(drafts[row].tokens) for row, active in self.rows.items()}
-        return {row: drafts[row].cut(len(masks[row]) - 1) for row in self.rows}, masks
+        drafts = {row: drafts[row].cut(len(masks[row]) - 1) for row in self.rows}
+        given = {row: [self.rows[row].pending, *draft.tokens] for row, draft in drafts.items()}
+        tokens = np.zeros((self.session.batch_size, max(map(len, given.values()))), dtype=np.int32)
+        for row, own in given.items():
+            tokens[row, : len(own)] = own
+        seconds = time.perf_counter() - started
+        self.statistics.draft_seconds += seconds
+        return self._launch(tokens, drafts, masks, seconds)
+
+    def _launch(self, tokens: Array, drafts: dict[int, Draft], masks: Masks | None, draft_seconds: float = 0) -> Round:
+        counts = np.zeros(self.session.batch_size, dtype=np.int64)
+        for row, draft in drafts.items():
+            counts[row] = 1 + len(draft.tokens)
+        self.statistics.forwards += 1
+        reader = Reader(self.session.extend(tokens, counts), self.rows, drafts, masks)
+        return Round(dict(self.rows), drafts, reader, self.statistics.forwards, draft_seconds)
+
+    def _runs_ahead(self, current: Round) -> bool:
+        """Whether the next forward may start from tokens that the host has not seen.
+
+        Only greedy rows without grammars, none of which is known to end now; not before a request's first
+        token, which it would delay; and not while requests should move to lower rows first.
+        """
+        if self.drafter is not None or not self.session.takes_device_tokens or self._compactable:
+            return False
+        return current.rows == self.rows and all(
+            active.plain
+            and 0 < active.new_tokens < active.options.max_tokens - 1
+            and len(active.history) < self.session.max_context
+            for active in self.rows.values()
+        )
 
     def _limit(self, row: int, length: int, wanted: int) -> int:
         active = self.rows[row]
         left = active.options.max_tokens - active.new_tokens - 1
         return max(0, min(wanted, left, self.session.max_context - length - 1))
 
-    def _forward(self, drafts: dict[int, Draft]) -> Array:
-        width = 1 + max(len(draft.tokens) for draft in drafts.values())
-        tokens = np.zeros((self.session.batch_size, width), dtype=np.int32)
-        counts = np.zeros(self.session.batch_size, dtype=np.int64)
-        for row, draft in drafts.items():
-            given = [self.rows[row].pending, *draft.tokens]
-            tokens[row, : len(given)] = given
-            counts[row] = len(given)
-        self.statistics.forwards += 1
-        self.statistics.row_forwards += len(drafts)
-        return self.session.extend(tokens, counts)
-
-    def _settle(
-        self,
-        logits: Array,
-        drafts: dict[int, Draft],
-        masks: dict[int, list[np.ndarray | None]],
-        draft_seconds: float,
-        started: float,
-    ) -> list[Event]:
-        reader = _Reader(logits, self.rows, drafts, masks)
-        judged = {row: self._judge(row, draft, reader) for row, draft in drafts.items()}
-        verify_seconds = time.perf_counter() - started
-        self.statistics.draft_seconds += draft_seconds
+    def _settle(self, current: Round, started: float) -> list[Event]:
+        alive = current.alive(self.rows)
+        judged = {row: self._judge(row, current) for row in alive}
+        verify_seconds = time.perf_counter() - started - current.draft_seconds
         self.statistics.verify_seconds += verify_seconds
+        self.statistics.row_forwards += len(alive)
         events: list[Event] = []
         for row, (accepted, following) in judged.items():
-            self.statistics.count(len(drafts[row].tokens), accepted)
+            draft = current.drafts[row]
+            self.statistics.count(len(draft.tokens), accepted)
             if self.length is not None:
-                self.length.observe(len(drafts[row].tokens), accepted, draft_seconds, verify_seconds)
-            settled = [*drafts[row].tokens[:accepted], following]
-            events += self._emit(row, settled, accepted, reader)
+                self.length.observe(len(draft.tokens), accepted, current.draft_seconds, verify_seconds)
+            events += self._emit(row, [*draft.tokens[:accepted], following], accepted, current)
         self._trim()
         return events
 
-    def _judge(self, row: int, draft: Draft, reader: _Reader) -> tuple[int, int]:
-        return verify(lambda i: reader.law(row, i), draft, self.rows[row].streams)
+    def _judge(self, row: int, current: Round) -> tuple[int, int]:
+        return verify(lambda i: current.reader.law(row, i), current.drafts[row], self.rows[row].streams)
 
-    def _emit(self, row: int, settled: list[int], accepted: int, reader: _Reader) -> list[Event]:
+    def _emit(self, row: int, settled: list[int], accepted: int, current: Round) -> list[Event]:
         active = self.rows[row]
         events: list[Event] = []
         for i, token in enumerate(settled):
             room = len(active.history) < self.session.max_context
-            logprob = reader.logprob(row, i, token)
-            events.append(active.settle(token, logprob, self.statistics.forwards, i < accepted, room))
+            logprob = current.reader.logprob(row, i, token)
+            events.append(active.settle(token, logprob, current.forward, i < accepted, room))
             if active.finish:
                 break
         self.statistics.tokens += len(events)
@@ -260,8 +291,9 @@ class Engine:
         """Take back what was fed beyond the settled tokens, and free the rows that ended."""
         lengths = self.session.lengths
         wanted = lengths.copy()
+        pending = 0 if self._ahead is not None else 1  # already fed by the round that runs ahead
         for row, active in self.rows.items():
-            wanted[row] = min(int(lengths[row]), len(active.history) - 1)
+            wanted[row] = min(int(lengths[row]), len(active.history) - pending)
         if (wanted != lengths).any():
             self.session.rewind(wanted)
         for row in [row for row, active in self.rows.items() if active.finish]:
@@ -269,52 +301,24 @@ class Engine:
             self.cancel(row)
 
 
-class _Reader:
-    """The worker's laws of one round, each computed once, on the device where greedy allows it."""
+@dataclass(frozen=True)
+class Round:
+    """One forward of the worker on its way.
 
-    def __init__(
-        self,
-        logits: Array,
-        rows: dict[int, ActiveRow],
-        drafts: dict[int, Draft],
-        masks: dict[int, list[np.ndarray | None]],
-    ):
-        self._logits, self._rows, self._drafts, self._masks = logits, rows, drafts, masks
-        self._greedy_rows = {
-            row
-            for row, active in rows.items()
-            if active.options.sampling.temperature == 0 and not active.options.sampling.needs_history
-        }
-        self._host: dict[int, np.ndarray] = {}
-        if self._greedy_rows:
-            self._best, self._best_logprob = greedy(logits, self._stacked_masks())
+    Args:
+        rows: the requests that took part, by row.
+        drafts: their proposals.
+        reader: the worker's laws.
+        forward: its number.
+        draft_seconds: what drafting cost.
+    """
 
-    def law(self, row: int, position: int) -> Law:
-        """The law after the first ``position`` drafts of a row."""
-        if row in self._greedy_rows:
-            return point(int(self._best[row, position]))
-        active = self._rows[row]
-        sampling = active.options.sampling
-        history = [*active.history, *self._drafts[row].tokens[:position]] if sampling.needs_history else ()
-        return law(self._values(row)[position], sampling, history, self._masks[row][position])
+    rows: dict[int, ActiveRow]
+    drafts: dict[int, Draft]
+    reader: Reader
+    forward: int
+    draft_seconds: float
 
-    def logprob(self, row: int, position: int, token: int) -> float:
-        """The worker's own log-probability of a settled token."""
-        if row in self._greedy_rows and int(self._best[row, position]) == token:
-            return float(self._best_logprob[row, position])
-        return log_probability(self._values(row)[position], token)
-
-    def _values(self, row: int) -> np.ndarray:
-        if row not in self._host:
-            self._host[row] = on_host(self._logits, row, 1 + len(self._drafts[row].tokens))
-        return self._host[row]
-
-    def _stacked_masks(self) -> np.ndarray | None:
-        if all(mask is None for row in self._greedy_rows for mask in self._masks[row]):
-            return None
-        stacked = np.ones(self._logits.shape, dtype=bool)
-        for row in self._greedy_rows:
-            for position, mask in enumerate(self._masks[row]):
-                if mask is not None:
-                    stacked[row, position] = mask
-        return stacked
+    def alive(self, rows: dict[int, ActiveRow]) -> list[int]:
+        """The rows whose request is still the one that took part."""
+        return [row for row, active in self.rows.items() if rows.get(row) is active]

@@ -7,44 +7,52 @@ change of one number, and stale keys are overwritten before they are ever read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 GROWTH = 256
 """Tokens by which buffers grow."""
 
 
 class Lengths:
-    """How many tokens of each row are valid, and what follows from it; made once per forward for all layers.
+    """The tokens of neighbouring rows and what follows from them; made once per forward for all layers.
 
     Args:
-        valid: int[B].
+        valid: int[n], valid tokens of each row.
+        first: the buffers' row that ``valid`` begins with; rows around these sit out a forward.
     """
 
-    def __init__(self, valid: np.ndarray):
+    def __init__(self, valid: np.ndarray, first: int = 0):
         self.valid = valid.astype(np.int64)
+        self.first = first
         self.even = bool((self.valid == self.valid[0]).all())
         self.longest = int(self.valid.max())
         self._advanced: dict[int, Lengths] = {}
         self._targets: dict[tuple[int, ...], mx.array] = {}
 
+    @property
+    def rows(self) -> slice:
+        """The rows within the buffers."""
+        return slice(self.first, self.first + len(self.valid))
+
     @cached_property
     def offset(self) -> int | mx.array:
-        """Position of the next token: one int while all rows agree (the plain kernels), else int32[B]."""
+        """Position of the next token: one int while all rows agree (the plain kernels), else int32[n]."""
         return int(self.valid[0]) if self.even else mx.array(self.valid.astype(np.int32))
 
     def advanced(self, n: int) -> Lengths:
         """After ``n`` more tokens in every row."""
         if n not in self._advanced:
-            self._advanced[n] = Lengths(self.valid + n)
+            self._advanced[n] = Lengths(self.valid + n, self.first)
         return self._advanced[n]
 
     def targets(self, shape: tuple[int, ...]) -> mx.array:
-        """int32 of ``shape`` [B, H, n, D]: where along the tokens each new element goes."""
+        """int32 of ``shape`` [n, H, q, D]: where along the tokens each new element goes."""
         if shape not in self._targets:
             where = (self.valid[:, None] + np.arange(shape[2])).astype(np.int32)[:, None, :, None]
             self._targets[shape] = mx.array(np.broadcast_to(where, shape))
@@ -65,7 +73,7 @@ class RowCache:
         self.keys: Any = None
         self.values: Any = None
         self.lengths = Lengths(np.zeros(rows))
-        """Valid tokens of each row; the last rows of the buffers sit out a forward by having no length."""
+        """Valid tokens of the rows that take part in the next forward."""
 
     @property
     def offset(self) -> int | mx.array:
@@ -73,7 +81,7 @@ class RowCache:
         return self.lengths.offset
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """What ``n`` new queries may see: None, "causal" or bool[B or 1, 1, n, T]."""
+        """What ``n`` new queries may see: None, "causal" or bool[rows or 1, 1, n, T]."""
         window = window_size or self.window
         total = self.lengths.longest + n
         if self.lengths.even and not return_array and (window is None or total <= window):
@@ -85,84 +93,66 @@ class RowCache:
         return mask if window is None else mask & (keys > mx.array(queries - window))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Write [B, H, n, D] behind each row; returns keys and values up to the longest row."""
+        """Write [rows, H, n, D] behind each row; returns keys and values up to the longest row."""
         n = keys.shape[2]
-        self.keys = self._write(self.keys, self._encode(keys), n)
-        self.values = self._write(self.values, self._encode(values), n)
+        self.keys = _each(self._written, self._encode(keys), self.keys)
+        self.values = _each(self._written, self._encode(values), self.values)
+        rows, total = self.lengths.rows, self.lengths.longest + n
         self.lengths = self.lengths.advanced(n)
-        return self._fetch(self.keys), self._fetch(self.values)
+
+        def seen(buffer: mx.array) -> mx.array:
+            return buffer[rows, :, :total]
+
+        return _each(seen, self.keys), _each(seen, self.values)
 
     def arrays(self) -> list[mx.array]:
         """The buffers, for evaluation."""
         return [array for _, array in named_leaves((self.keys, self.values)) if array is not None]
 
-    def read_row(self, row: int) -> dict[str, mx.array]:
-        """Copies of the valid part of one row, [1, H, length, D] each, by name."""
+    def read_row(self, row: int, length: int) -> dict[str, mx.array]:
+        """Copies of the first ``length`` tokens of one row, [1, H, length, D] each, by name."""
         if self.keys is None:
             return {}
-        length = int(self.lengths.valid[row])
         named = named_leaves({"keys": self.keys, "values": self.values})
         return {name: mx.contiguous(array[row : row + 1, :, :length]) for name, array in named}
 
-    def write_row(self, row: int, arrays: dict[str, mx.array], length: int) -> None:
+    def write_row(self, row: int, arrays: dict[str, mx.array]) -> None:
         """Replace one row by what ``read_row`` returned; the arrays are shared, never changed."""
-        lengths = self.lengths.valid.copy()
-        lengths[row] = length
-        self.lengths = Lengths(lengths)
-        if not arrays:
-            return
-        for name in ("keys", "values"):
-            setattr(self, name, self._place(getattr(self, name), _nested(arrays, name), row))
+        for name in ("keys", "values") if arrays else ():
+            part = _nested(arrays, name)
+            setattr(self, name, _each(lambda new, old: self._placed(new, old, row), part, getattr(self, name)))
 
-    def _place(self, buffer: Any, part: Any, row: int) -> Any:
+    def _placed(self, new: mx.array, buffer: mx.array | None, row: int) -> mx.array:
         if self.rows == 1:
-            return tree_map(lambda a: a[...], part)  # a new array object over the same memory
-        room = -(-(self.lengths.longest + 1) // GROWTH) * GROWTH
-        if buffer is None:
-            buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), part)
-        buffer = tree_map(lambda a: _grow(a, room), buffer)
-
-        def put(a: mx.array, b: mx.array) -> mx.array:
-            a[row : row + 1, :, : b.shape[2]] = b
-            return a
-
-        return tree_map(put, buffer, part)
+            return new[...]  # a new array object over the same memory
+        buffer = self._with_room(buffer, new, new.shape[2] + 1)
+        buffer[row : row + 1, :, : new.shape[2]] = new
+        return buffer
 
     def _encode(self, x: mx.array) -> Any:
         return x
 
-    def _write(self, buffer: Any, new: Any, n: int) -> Any:
-        total = self.lengths.longest + n
-        room = -(-total // GROWTH) * GROWTH
-        if buffer is None:
-            buffer = tree_map(lambda a: mx.zeros((self.rows, a.shape[1], room, a.shape[3]), a.dtype), new)
-        buffer = tree_map(lambda a: _grow(a, room) if a.shape[2] < total else a, buffer)
-        return tree_map(self._put_even if self.lengths.even else self._put_ragged, buffer, new)
-
-    def _put_even(self, buffer: mx.array, new: mx.array) -> mx.array:
-        start = self.lengths.longest
-        buffer[: len(self.lengths.valid), :, start : start + new.shape[2]] = new
+    def _written(self, new: mx.array, buffer: mx.array | None) -> mx.array:
+        lengths, n = self.lengths, new.shape[2]
+        buffer = self._with_room(buffer, new, lengths.longest + n)
+        if lengths.even:
+            buffer[lengths.rows, :, lengths.longest : lengths.longest + n] = new
+        elif len(lengths.valid) == self.rows:
+            buffer = mx.put_along_axis(buffer, lengths.targets(new.shape), new, axis=2)
+        else:  # a scatter into a part of the rows would copy that part
+            for i, start in enumerate(lengths.valid.tolist()):
+                row = lengths.first + i
+                buffer[row : row + 1, :, start : start + n] = new[i : i + 1]
         return buffer
 
-    def _put_ragged(self, buffer: mx.array, new: mx.array) -> mx.array:
-        if len(self.lengths.valid) == self.rows:
-            return mx.put_along_axis(buffer, self.lengths.targets(new.shape), new, axis=2)
-        for row, start in enumerate(self.lengths.valid.tolist()):  # a scatter would copy the rows that sit out
-            buffer[row : row + 1, :, start : start + new.shape[2]] = new[row : row + 1]
-        return buffer
-
-    def _fetch(self, buffer: Any) -> Any:
-        total, active = self.lengths.longest, len(self.lengths.valid)
-        return tree_map(lambda a: a[:active, :, :total], buffer)
-
-    def single(self, row: int) -> RowCache:
-        """A cache of one row that continues this one; ``write_row`` brings it back."""
-        other = self._like(1)
-        other.write_row(0, self.read_row(row), int(self.lengths.valid[row]))
-        return other
-
-    def _like(self, rows: int) -> RowCache:
-        return RowCache(rows, self.window)
+    def _with_room(self, buffer: mx.array | None, like: mx.array, tokens: int) -> mx.array:
+        """At least ``tokens`` per row; grown by concatenation, so that the old array stays as it was."""
+        held = 0 if buffer is None else buffer.shape[2]
+        if held >= tokens and buffer is not None:
+            return buffer
+        _, heads, _, size = like.shape
+        more = mx.zeros((self.rows, heads, -(-tokens // GROWTH) * GROWTH - held, size), like.dtype)
+        return more if buffer is None else mx.concatenate([buffer, more], axis=2)
 
 
 class QuantizedRowCache(RowCache):
@@ -172,25 +162,25 @@ class QuantizedRowCache(RowCache):
         super().__init__(rows, window)
         self.group_size, self.bits = group_size, bits
 
-    def _like(self, rows: int) -> RowCache:
-        return QuantizedRowCache(rows, self.window, self.group_size, self.bits)
-
     def _encode(self, x: mx.array) -> Any:
-        return mx.quantize(x, group_size=self.group_size, bits=self.bits)
+        return tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits))
+
+
+def _each(function: Callable[..., mx.array], tree: Any, *others: Any) -> Any:
+    """``function`` on arrays, or on the members of tuples (codes, scales, biases); None stands for a tuple of None.
+
+    Plain instead of a tree map: it runs for every layer at every token.
+    """
+    if not isinstance(tree, tuple):
+        return function(tree, *others)
+    beside = [(None,) * len(tree) if other is None else other for other in others]
+    return tuple(function(*parts) for parts in zip(tree, *beside, strict=True))
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves of nested lists, tuples and dictionaries with their dotted paths; None is a leaf too."""
     leaves: Any = tree_flatten(tree, is_leaf=lambda value: not isinstance(value, list | tuple | dict))
     return [(str(name), value) for name, value in leaves]
-
-
-def _grow(array: mx.array, room: int) -> mx.array:
-    """At least ``room`` tokens; grown by concatenation, so that the old array stays as it was."""
-    missing = room - array.shape[2]
-    if missing <= 0:
-        return array
-    return mx.concatenate([array, mx.zeros((*array.shape[:2], missing, array.shape[3]), array.dtype)], axis=2)
 
 
 def _nested(arrays: dict[str, mx.array], name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 
 from mlxkd import compat
 from mlxkd.decode.mlx_caches import Lengths, QuantizedRowCache, RowCache, named_leaves
-from mlxkd.decode.session import Counts, Snapshot, check_extend, check_restore, check_rewind
+from mlxkd.decode.session import Counts, Snapshot, check_counts, check_extend, check_restore, check_rewind
 from mlxkd.errors import UserError
 
 UNBOUNDED = 1 << 30
@@ -39,8 +39,8 @@ class MlxSession:
     """
 
     query_sizes: tuple[int, ...] | None = None
-    idle_tail_is_free = True
-    """Rows above the last busy one cost nothing, so it pays to move requests down."""
+    computes_all_rows = False
+    takes_device_tokens = True
 
     def __init__(
         self,
@@ -83,22 +83,28 @@ class MlxSession:
         precision = f"kv{self._quantized[1]}g{self._quantized[0]}" if self._quantized else "kv"
         return f"mlx:{getattr(self.model, 'model_type', type(self.model).__name__)}:{kinds}:{precision}"
 
-    def extend(self, tokens: np.ndarray, counts: Counts | None = None) -> mx.array:
-        """See ``Session.extend``; the logits are lazy, so that prompts never pay for an unread head."""
-        tokens, valid = check_extend(tokens, counts, self._lengths, self.max_context, self.vocab_size)
+    def extend(self, tokens: np.ndarray | mx.array, counts: Counts | None = None) -> mx.array:
+        """See ``Session.extend``; everything is lazy, so that prompts never pay for an unread head."""
+        if isinstance(tokens, mx.array):
+            valid = check_counts(tokens.shape, counts, self._lengths, self.max_context)
+        else:
+            tokens, valid = check_extend(tokens, counts, self._lengths, self.max_context, self.vocab_size)
         if len(self._lanes) == 1:
             logits = self._extend_together(tokens, valid)
         else:
             logits = self._extend_separately(tokens, valid)
         self._lengths = self._lengths + valid
-        mx.async_eval([array for lane in self._lanes for array in _lane_arrays(lane)])
         return logits
+
+    def wait(self) -> None:
+        """See ``Session.wait``."""
+        mx.eval([array for lane in self._lanes for array in _lane_arrays(lane)])
 
     def rewind(self, lengths: Counts) -> None:
         """See ``Session.rewind``."""
         wanted = check_rewind(lengths, self._lengths, self.can_rewind)
         if self.can_rewind:
-            self._set_lengths(0, wanted)
+            self._set_lengths(0, Lengths(wanted))
         else:
             for row in np.flatnonzero(wanted != self._lengths):
                 self._lanes[row] = self._fresh_lane()
@@ -109,7 +115,7 @@ class MlxSession:
         lane, inner = (0, row) if self.can_rewind else (row, 0)
         arrays: dict[str, mx.array] = {}
         for i, leaf in enumerate(_leaves(self._lanes[lane])):
-            part = leaf.read_row(inner) if isinstance(leaf, RowCache) else _foreign_state(leaf)
+            part = leaf.read_row(inner, int(self._lengths[row])) if isinstance(leaf, RowCache) else _foreign_state(leaf)
             arrays |= {f"{i}.{name}": array for name, array in part.items()}
         mx.eval(arrays)
         axes: dict[str, int | None] = dict.fromkeys(arrays, -2 if self.can_rewind else None)
@@ -126,55 +132,46 @@ class MlxSession:
             index, _, rest = name.partition(".")
             parts.setdefault(int(index), {})[rest] = mx.array(array)
         self._lengths[row] = snapshot.length
+        if self.can_rewind:
+            self._set_lengths(0, Lengths(self._lengths))
         for i, leaf in enumerate(_leaves(self._lanes[lane])):
             if isinstance(leaf, RowCache):
-                leaf.write_row(inner, parts.get(i, {}), snapshot.length)
+                leaf.write_row(inner, parts.get(i, {}))
             else:
                 leaf.state = _foreign_from(parts.get(i, {}))
 
-    def _forward(self, lane: int, tokens: np.ndarray, before: np.ndarray, after: np.ndarray) -> mx.array:
+    def _forward(self, lane: int, tokens: np.ndarray | mx.array, before: Lengths, after: np.ndarray) -> mx.array:
         self._set_lengths(lane, before)
-        logits = self.model(mx.array(tokens), cache=self._lanes[lane])
-        self._set_lengths(lane, after)
+        given = tokens if isinstance(tokens, mx.array) else mx.array(tokens)
+        logits = self.model(given, cache=self._lanes[lane])
+        self._set_lengths(lane, Lengths(after))
         return logits
 
-    def _extend_together(self, tokens: np.ndarray, valid: np.ndarray) -> mx.array:
+    def _extend_together(self, tokens: np.ndarray | mx.array, valid: np.ndarray) -> mx.array:
+        """One forward from the first to the last row that takes part: a prompt alone costs one row."""
         busy = np.flatnonzero(valid)
-        after = self._lengths + valid
-        if len(busy) == 1 < self.batch_size and tokens.shape[1] > 1:
-            return self._extend_single(int(busy[0]), tokens, after)
-        active = int(busy[-1]) + 1 if len(busy) else 1
-        logits = self._forward(0, tokens[:active], self._lengths[:active], after)
-        idle = self.batch_size - active
-        return mx.pad(logits, [(0, idle), (0, 0), (0, 0)]) if idle else logits
+        first, last = (int(busy[0]), int(busy[-1])) if len(busy) else (0, 0)
+        rows = slice(first, last + 1)
+        logits = self._forward(0, tokens[rows], Lengths(self._lengths[rows], first), self._lengths + valid)
+        around = (first, self.batch_size - last - 1)
+        return mx.pad(logits, [around, (0, 0), (0, 0)]) if any(around) else logits
 
-    def _extend_single(self, row: int, tokens: np.ndarray, after: np.ndarray) -> mx.array:
-        """A prompt into one row, at the cost of one row."""
-        own = [_mapped(cache, lambda leaf: leaf.single(row)) for cache in self._lanes[0]]
-        count = int(after[row] - self._lengths[row])
-        logits = self.model(mx.array(tokens[row : row + 1, :count]), cache=own)
-        for leaf, part in zip(_leaves(self._lanes[0]), _leaves(own), strict=True):
-            leaf.write_row(row, part.read_row(0), int(after[row]))
-        around = [(row, self.batch_size - row - 1), (0, tokens.shape[1] - count), (0, 0)]
-        return mx.pad(logits, around)
-
-    def _extend_separately(self, tokens: np.ndarray, valid: np.ndarray) -> mx.array:
+    def _extend_separately(self, tokens: np.ndarray | mx.array, valid: np.ndarray) -> mx.array:
         rows = []
         for row, count in enumerate(valid):
             width = tokens.shape[1]
             if count == 0:
                 rows.append(mx.zeros((1, width, self.vocab_size)))
                 continue
-            before, after = self._lengths[row : row + 1], self._lengths[row : row + 1] + count
-            logits = self._forward(row, tokens[row : row + 1, :count], before, after)
+            before = self._lengths[row : row + 1]
+            logits = self._forward(row, tokens[row : row + 1, :count], Lengths(before), before + count)
             rows.append(mx.pad(logits, [(0, 0), (0, width - int(count)), (0, 0)]))
         return mx.concatenate(rows, axis=0)
 
-    def _set_lengths(self, lane: int, lengths: np.ndarray) -> None:
-        shared = Lengths(lengths)
+    def _set_lengths(self, lane: int, lengths: Lengths) -> None:
         for leaf in _leaves(self._lanes[lane]):
             if isinstance(leaf, RowCache):
-                leaf.lengths = shared
+                leaf.lengths = lengths
 
     def _fresh_lane(self) -> list[Any]:
         rows = self.batch_size if self.can_rewind else 1
@@ -215,13 +212,6 @@ def _leaves(caches: Sequence[Any]) -> Iterator[Any]:
             yield from _leaves(cache.caches)
         else:
             yield cache
-
-
-def _mapped(cache: Any, function: Callable[[Any], Any]) -> Any:
-    """The same nesting of caches with every leaf replaced."""
-    if isinstance(getattr(cache, "caches", None), list | tuple):
-        return type(cache)(*(_mapped(part, function) for part in cache.caches))
-    return function(cache)
 
 
 def _lane_arrays(lane: Sequence[Any]) -> list[mx.array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ from mlxkd.decode.session import Session, Snapshot
 
 PREFILL_CHUNK = 512
 """Prompt tokens per forward; bounds the memory of attention scores."""
+
+MAX_PADDING = 2
+"""How many times the work of separate forwards a shared one may be, padding and idle rows included."""
 
 
 class PrefixStore(Protocol):
@@ -26,6 +30,20 @@ class PrefixStore(Protocol):
         ...
 
 
+@dataclass
+class _Prompt:
+    """A prompt on its way: ``stops`` are the lengths still to reach, the last one its end."""
+
+    active: ActiveRow
+    tokens: list[int]
+    stops: list[int]
+    fed: int
+
+    def next_part(self) -> list[int]:
+        """The tokens of the next forward."""
+        return self.tokens[self.fed : min(self.fed + PREFILL_CHUNK, self.stops[0])]
+
+
 class Prefiller:
     """Feeds prompts to the rows of a session.
 
@@ -38,22 +56,55 @@ class Prefiller:
         self._session, self._cache = session, cache
         self._unkept: set[int] = set()
 
-    def admit(self, row: int, active: ActiveRow) -> int:
-        """Reset a row and process all but the newest token of a prompt; returns the tokens found in the cache."""
+    def admit(self, rows: Mapping[int, ActiveRow]) -> None:
+        """Reset rows and process all but the newest token of their prompts.
+
+        Without a cache the prompts share forwards; with one they come one by one, so that each finds the last.
+        """
         lengths = self._session.lengths
-        lengths[row] = 0
+        lengths[list(rows)] = 0
         self._session.rewind(lengths)
-        known = active.history[:-1]
-        cached = fed = self._restore(row, active, known)
-        for stop in [mark for mark in sorted(active.request.checkpoints) if cached < mark < len(known)]:
-            self._feed(row, known[:stop], fed)
-            fed = stop
-            if self._stores(active):
-                self._insert(row, known[:stop])
-        self._feed(row, known, fed)
-        if self._stores(active) and cached < len(known):
-            self._unkept.add(row)
-        return cached
+        if self._cache is None:
+            self._process(rows)
+        else:
+            for row, active in rows.items():
+                self.keep(rows)
+                self._process({row: active})
+
+    def _process(self, rows: Mapping[int, ActiveRow]) -> None:
+        prompts = {row: self._begin(row, active) for row, active in rows.items()}
+        left = {row for row, prompt in prompts.items() if prompt.next_part()}
+        while left:
+            parts = {row: prompts[row].next_part() for row in left}
+            together = self._together({row: len(part) for row, part in parts.items()})
+            self._feed({row: parts[row] for row in together})
+            for row in together:
+                self._advance(row, prompts[row], len(parts[row]))
+            left = {row for row in left if prompts[row].next_part()}
+        for row, prompt in prompts.items():
+            if self._stores(prompt.active) and prompt.active.cached_tokens < len(prompt.tokens):
+                self._unkept.add(row)
+
+    def _begin(self, row: int, active: ActiveRow) -> _Prompt:
+        tokens = active.history[:-1]
+        cached = active.cached_tokens = self._restore(row, active, tokens)
+        marks = [mark for mark in sorted(active.request.checkpoints) if cached < mark < len(tokens)]
+        return _Prompt(active, tokens, [*marks, len(tokens)], cached)
+
+    def _advance(self, row: int, prompt: _Prompt, count: int) -> None:
+        prompt.fed += count
+        if prompt.fed == prompt.stops[0] < len(prompt.tokens):
+            prompt.stops.pop(0)
+            if self._stores(prompt.active):
+                self._insert(row, prompt.tokens[: prompt.fed])
+
+    def _together(self, counts: Mapping[int, int]) -> set[int]:
+        """The rows of the next forward: all of them while padding costs little, else the longest alone."""
+        longest = max(counts, key=lambda row: counts[row])
+        size = self._session.batch_size
+        apart = sum(counts.values()) * (size if self._session.computes_all_rows else 1)
+        span = size if self._session.computes_all_rows else max(counts) - min(counts) + 1
+        return set(counts) if span * counts[longest] <= MAX_PADDING * apart else {longest}
 
     def keep(self, rows: Mapping[int, ActiveRow]) -> None:
         """Insert the prompts of these rows into the cache, if that is still to be done."""
@@ -93,11 +144,11 @@ class Prefiller:
         if snapshot.length == len(tokens):
             self._cache.insert(tokens, snapshot)
 
-    def _feed(self, row: int, tokens: Sequence[int], start: int) -> None:
-        for at in range(start, len(tokens), PREFILL_CHUNK):
-            part = tokens[at : min(at + PREFILL_CHUNK, len(tokens))]
-            block = np.zeros((self._session.batch_size, len(part)), dtype=np.int32)
-            block[row] = part
-            counts = np.zeros(self._session.batch_size, dtype=np.int64)
+    def _feed(self, parts: Mapping[int, Sequence[int]]) -> None:
+        block = np.zeros((self._session.batch_size, max(map(len, parts.values()))), dtype=np.int32)
+        counts = np.zeros(self._session.batch_size, dtype=np.int64)
+        for row, part in parts.items():
+            block[row, : len(part)] = part
             counts[row] = len(part)
-            self._session.extend(block, counts)
+        self._session.extend(block, counts)
+        self._session.wait()

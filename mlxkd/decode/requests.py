@@ -149,6 +149,17 @@ class ActiveRow:
         self._in_call = False
 
     @property
+    def greedy(self) -> bool:
+        """Whether only the likeliest allowed token counts, whatever came before."""
+        sampling = self.options.sampling
+        return sampling.temperature == 0 and not sampling.needs_history
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token of all is the next: greedy without a grammar."""
+        return self.greedy and self.matcher is None
+
+    @property
     def pending(self) -> int:
         """The newest token, which no forward has seen yet."""
         return self.history[-1]

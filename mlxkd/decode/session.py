@@ -99,6 +99,10 @@ class Session(Protocol):
     can_rewind: bool
     query_sizes: tuple[int, ...] | None
     """Compiled numbers of tokens per call, ascending; None where any number runs."""
+    computes_all_rows: bool
+    """Whether a call costs the same however many rows take part (compiled shapes)."""
+    takes_device_tokens: bool
+    """Whether ``extend`` accepts an ``mx.array`` of its own best tokens, so that nothing waits for the host."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -114,7 +118,7 @@ class Session(Protocol):
         """Append tokens and return logits.
 
         Args:
-            tokens: int32[B, q], right-padded with any valid id.
+            tokens: int[B, q], right-padded with any valid id.
             counts: valid tokens of each row, 0 to q; None means q for all.
 
         Returns:
@@ -123,6 +127,10 @@ class Session(Protocol):
         Raises:
             ContextOverflow: a row would exceed ``max_context``; no row is changed.
         """
+        ...
+
+    def wait(self) -> None:
+        """Return when the state after all tokens so far is there; what nobody reads may stay uncomputed else."""
         ...
 
     def rewind(self, lengths: Counts) -> None:
@@ -162,14 +170,25 @@ def check_extend(
         ValueError: shapes, counts or token ids out of range.
     """
     tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or tokens.shape[0] != len(lengths) or tokens.shape[1] == 0:
-        raise ValueError(f"tokens have shape {tokens.shape}, expected ({len(lengths)}, at least 1)")
-    width = tokens.shape[1]
-    valid = np.full(len(lengths), width) if counts is None else np.asarray(counts, dtype=np.int64)
-    if valid.shape != lengths.shape or (valid < 0).any() or (valid > width).any():
-        raise ValueError(f"counts {valid.tolist()} do not fit tokens of shape {tokens.shape}")
+    valid = check_counts(tokens.shape, counts, lengths, max_context)
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")
+    return tokens.astype(np.int32), valid
+
+
+def check_counts(shape: tuple[int, ...], counts: Counts | None, lengths: np.ndarray, max_context: int) -> np.ndarray:
+    """Validate ``extend`` but for the ids, which may still be on the device; returns int64[B] counts.
+
+    Raises:
+        ContextOverflow: a row would exceed ``max_context``.
+        ValueError: shapes or counts out of range.
+    """
+    if len(shape) != 2 or shape[0] != len(lengths) or shape[1] == 0:
+        raise ValueError(f"tokens have shape {shape}, expected ({len(lengths)}, at least 1)")
+    width = shape[1]
+    valid = np.full(len(lengths), width) if counts is None else np.asarray(counts, dtype=np.int64)
+    if valid.shape != lengths.shape or (valid < 0).any() or (valid > width).any():
+        raise ValueError(f"counts {valid.tolist()} do not fit tokens of shape {shape}")
     after = lengths + valid
     if (after > max_context).any():
         row = int(np.argmax(after))
@@ -177,7 +196,7 @@ def check_extend(
             f"row {row} holds {lengths[row]} tokens and {valid[row]} more do not fit into {max_context}",
             hint="shorten the prompt, lower --max-tokens or open a session with a larger context",
         )
-    return tokens.astype(np.int32), valid
+    return valid
 
 
 def check_rewind(lengths: Counts, present: np.ndarray, can_rewind: bool) -> np.ndarray:

@@ -30,6 +30,8 @@ class Table:
 class TableSession:
     query_sizes: tuple[int, ...] | None = None
     can_rewind = True
+    computes_all_rows = False
+    takes_device_tokens = False
     layout = "table"
 
     def __init__(self, table: Table, batch_size: int = 1, max_context: int = 1000):
@@ -51,6 +53,9 @@ class TableSession:
                 self._rows[row].append(int(tokens[row, i]))
                 out[row, i] = self.table.logits(tuple(self._rows[row]))
         return out
+
+    def wait(self) -> None:
+        pass
 
     def rewind(self, lengths: Counts) -> None:
         wanted = check_rewind(lengths, self.lengths, True)
