@@ -74,7 +74,7 @@ def _report(
     report = summary(package)
     if running or tracing or inputs or outputs:
         function = package.function(name)
-        given = _read(inputs) if inputs else random_inputs(function.spec, seed)
+        given = _read(inputs) if inputs else random_inputs(function.spec, seed, function.limits)
         report["run"] = execute(function, given, tracing=tracing, mode=mode, seed=seed, outputs=outputs)
     return report
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ane.mil.limits import Limits
 from ane.mil.program import Feature, FunctionSpec
 from ane.mil.types import FLOATS, HELD_AS, StateType, TensorType
 from mlxkd.errors import UserError, unknown
@@ -14,8 +16,8 @@ from mlxkd.errors import UserError, unknown
 PIL_MODES = {"GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F", "RGB": "RGB", "BGR": "RGB"}
 
 
-def prepare(spec: FunctionSpec, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays for every input that is not a state; raises UserError for missing, unknown or misshapen ones."""
+def prepare(spec: FunctionSpec, given: Mapping[str, Any], limits: Limits) -> dict[str, np.ndarray]:
+    """Arrays for every input that is not a state; raises UserError for missing, unknown, misshapen or huge ones."""
     wanted = {name: t for name, t in spec.inputs if isinstance(t, TensorType)}
     other = [name for name, t in spec.inputs if not isinstance(t, TensorType | StateType)]
     if other:
@@ -23,13 +25,16 @@ def prepare(spec: FunctionSpec, given: Mapping[str, Any]) -> dict[str, np.ndarra
     for name in given:
         if name not in wanted:
             raise unknown("input", name, wanted, where=f"function {spec.name!r}")
-    return {name: _array(name, declared, spec.features.get(name), given) for name, declared in wanted.items()}
+    return {name: _array(name, declared, spec.features.get(name), given, limits) for name, declared in wanted.items()}
 
 
-def _array(name: str, declared: TensorType, feature: Feature | None, given: Mapping[str, Any]) -> np.ndarray:
+def _array(
+    name: str, declared: TensorType, feature: Feature | None, given: Mapping[str, Any], limits: Limits
+) -> np.ndarray:
     if name not in given:
         if feature is None or not feature.optional:
             raise UserError(f"input {name!r} is missing", hint=f"give {declared}")
+        _bounded(name, feature.shape, limits)
         value: Any = np.full(feature.shape, feature.default or 0)
     else:
         value = given[name]
@@ -68,8 +73,19 @@ def _image(value: Any, feature: Feature) -> np.ndarray:
     return (planes[::-1] if color == "BGR" else planes)[None]
 
 
-def random_inputs(spec: FunctionSpec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs of the default shapes for trying a function: normal floats, zero integers (valid as indices)."""
+def _bounded(name: str, shape: tuple[int, ...], limits: Limits) -> None:
+    """Shapes of a description are bounded by nothing else: the program may leave a dimension open."""
+    if min(shape, default=0) < 0:
+        raise UserError(f"input {name!r} has the default shape {list(shape)}")
+    limits.check(math.prod(shape), f"input {name!r} of shape {list(shape)}")
+
+
+def random_inputs(spec: FunctionSpec, seed: int = 0, limits: Limits | None = None) -> dict[str, np.ndarray]:
+    """Inputs of the default shapes for trying a function: normal floats, zero integers (valid as indices).
+
+    Raises:
+        UserError: a default shape beyond the memory bound.
+    """
     rng = np.random.default_rng(seed)
     found = {}
     for name, declared in spec.inputs:
@@ -79,6 +95,7 @@ def random_inputs(spec: FunctionSpec, seed: int = 0) -> dict[str, np.ndarray]:
         shape = tuple(
             d if d is not None else (default[i] if i < len(default) else 1) for i, d in enumerate(declared.shape or ())
         )
+        _bounded(name, shape, limits or Limits())
         values = rng.standard_normal(shape) if declared.dtype in FLOATS else np.zeros(shape)
         found[name] = values.astype(HELD_AS[declared.dtype])
     return found

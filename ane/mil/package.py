@@ -178,7 +178,7 @@ class Function:
     def _run(
         self, inputs: Mapping[str, Any], state: State | None, mode: Mode, seed: int, observe: Observer | None
     ) -> dict[str, Any]:
-        values: dict[str, Any] = prepare(self.spec, inputs)
+        values: dict[str, Any] = prepare(self.spec, inputs, self.limits)
         values |= self._slots(state)
         results = self._executor.run(values, mode=mode, seed=seed, observe=observe)
         return {

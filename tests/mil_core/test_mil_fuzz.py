@@ -94,7 +94,7 @@ def execute(path: Path) -> None:
     package.weight_bytes()
     for function in package.functions.values():
         state = function.make_state() if function.states else None
-        function.predict(random_inputs(function.spec), state)
+        function.predict(random_inputs(function.spec, limits=LIMITS), state)
 
 
 def _file(rng: random.Random, package: Path) -> Path:
@@ -245,6 +245,35 @@ def test_a_few_hundred_damaged_packages_are_refused(originals: list[Path], tmp_p
 @pytest.mark.slow
 def test_ten_thousand_damaged_packages_are_refused(originals: list[Path], tmp_path: Path) -> None:
     fuzz(range(1_000, 11_000), originals, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(2**31 - 1, "input 'x' of shape .* would take 16.0 GiB"), (-2, r"input 'x' has the default shape \[-2, 2\]")],
+)
+def test_a_default_shape_that_the_program_leaves_open_is_bounded(
+    size: int, message: str, ct: Any, mb: Any, tmp_path: Path
+) -> None:
+    """Found by mutating coremltools' own test models: 16 GiB of random numbers were asked for."""
+    rows = ct.converters.mil.mil.get_new_symbol()
+
+    @mb.program(input_specs=[mb.TensorSpec((rows, 2))], opset_version=ct.target.iOS17)
+    def program(x):  # type: ignore[no-untyped-def]
+        return mb.relu(x=x)
+
+    target = ct.target.iOS17
+    inputs = [ct.TensorType(name="x", shape=(ct.RangeDim(1, 8), 2))]
+    model = ct.convert(
+        program, inputs=inputs, convert_to="mlprogram", minimum_deployment_target=target, skip_model_load=True
+    )
+    path = tmp_path / "open.mlpackage"
+    model.save(str(path))
+    execute(path)
+    spec = reader._parse(path / MODEL, LIMITS)
+    spec.description.input[0].type.multiArrayType.shape[0] = size
+    (path / MODEL).write_bytes(spec.SerializeToString())
+    with pytest.raises(UserError, match=message):
+        execute(path)
 
 
 def test_every_feature_kind_is_known() -> None:
