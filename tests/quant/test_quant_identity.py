@@ -101,17 +101,20 @@ def same(a: mx.array, b: mx.array) -> bool:
 
 
 @pytest.mark.parametrize("name", MLX_GRIDS)
-def test_training_evaluation_equals_the_reloaded_student(name: str, tmp_path: Path) -> None:
-    model = llama()
-    attach(model, plan_for(model, name), execution="kernel")
-    train(model, compiled="-g64" in name or "affine" not in name)  # compiling takes seconds on a CPU
+@pytest.mark.parametrize("fast", [False, True])  # compiled and checkpointed; their product is tested on one grid below
+def test_training_evaluation_equals_the_reloaded_student(name: str, fast: bool, tmp_path: Path) -> None:
+    model = llama(num_hidden_layers=1)
+    attach(model, plan_for(model, name), execution="kernel", learned_ranges=fast)
+    train(model, compiled=fast, checkpointed=fast)
     in_training = model(TOKENS)  # the training forward itself, deployed kernels inside
-    packed = pack(model, LLAMA)
+    packed = pack(model, {**LLAMA, "num_hidden_layers": 1})
     evaluated = packed.model(TOKENS)
     save_student(tmp_path / "student", packed, tmp_path)
     plain, config = load_model(tmp_path / "student")  # mlx-lm's own loader, which knows nothing of mlxkd
     assert same(in_training, evaluated)
     assert same(plain(TOKENS), evaluated)
+    if fast:
+        assert same(mx.compile(model)(TOKENS), mx.compile(plain)(TOKENS))
     assert config["quantization"]["mode"] == grid(name).packing["mode"]
     assert changed_codes(packed, load_student(tmp_path / "student")) == 0
 
