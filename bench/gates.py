@@ -211,8 +211,25 @@ def _ceilings(evidence: Evidence, limits: Thresholds) -> list[_Test | Gate]:
                 found.append(replace(_missing(label, limit, unit, str(fault)), outcome="cannot tell"))
                 continue
             # "At most" means that a percentile which is exactly the limit passes.
-            found.append(_Test(label, estimate, limit + 1e-6, unit, "plain"))
+            note = _beside(evidence, name) if series == "ttfa_steps" else ""
+            found.append(_Test(label, estimate, limit + 1e-6, unit, "plain", note))
     return found
+
+
+def _beside(evidence: Evidence, name: Statistic) -> str:
+    """What a limit on model steps leaves out: tokens up to the first action, and tokens before the call opens."""
+    words = []
+    for series, meaning in (("ttfa_tokens", "tokens"), ("ttfa_overhead_tokens", "tokens before the call opens")):
+        rounds = evidence.candidate.get(series)
+        if not rounds:
+            words.append(f"{meaning}: not in the report")
+            continue
+        try:
+            value = statistics.level(rounds, name).value
+            words.append(f"{value:.4g} {meaning}" if math.isfinite(value) else f"{meaning}: never reached")
+        except ValueError as fault:
+            words.append(f"{meaning}: {fault}")
+    return f"beside it, {name}: {'; '.join(words)}"
 
 
 def _qualities(evidence: Evidence, limits: Thresholds) -> list[_Test | Gate]:

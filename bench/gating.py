@@ -91,6 +91,12 @@ def rerun(
         _unchanged(side)
     jobs = {"candidate": job_for(ours, report), "baseline": job_for(theirs, found.baseline.report)}
     both, _ = rounds.measure(jobs, rounds=count, kind="compare", say=say)
+    sides = {
+        "candidate": (report, ours, jobs["candidate"]),
+        "baseline": (found.baseline.report, theirs, jobs["baseline"]),
+    }
+    for name, scores in agreements(both, sides, say).items():
+        both.quality.setdefault(name, {})["agreement"] = scores
     both.residency = {"candidate": report.residency.get(target, {})} if target in report.residency else {}
     blessed = found.baseline.report.residency.get(found.baseline.target)
     if both.residency and blessed:
@@ -106,6 +112,28 @@ def rerun(
         extra, _ = rounds.measure(jobs, rounds=more, kind="compare", first=count, say=say)
         both = both.model_copy(update={"rounds": [*both.rounds, *extra.rounds]})
         count, look = count + more, look + 1
+
+
+def agreements(both: Report, sides: dict[str, tuple[Report, Target, Job]], say: Say) -> dict[str, list[float]]:
+    """Per side and case whether the answer is that of the side's own reference, which answers again too.
+
+    The reference is the MLX model that a `bench compare` report measured beside the bundle; a side without one has
+    no score, for new weights may well say something else.
+    """
+    answers: dict[str, list[str]] = {}
+    scores = {}
+    for name, (report, target, job) in sides.items():
+        reference = next((t for t in report.targets if t.kind == "mlx" and t.name != target.name), None)
+        if report.kind != "compare" or reference is None:
+            continue
+        _unchanged(reference)
+        if reference.location not in answers:
+            say(f"the reference of the {name} answers: {reference.name}")
+            again = job.model_copy(update={"kind": "mlx", "location": reference.location})
+            answers[reference.location] = rounds.run_job(again).answers
+        pairs = zip(both.answers[name], answers[reference.location], strict=True)
+        scores[name] = [float(ours == theirs) for ours, theirs in pairs]
+    return scores
 
 
 def _unchanged(side: Target) -> None:

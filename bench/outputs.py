@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from bench.gates import Gate, Outcome, overall
 from mlxkd.report import Document, Heading, Section, Table, Text
-from mlxkd.report.document import Tone, show_number
+from mlxkd.report.document import Tone, show_number, show_quantity
 
 TONES: dict[Outcome, Tone] = {"pass": "good", "fail": "bad", "cannot tell": "unsure", "not available": "note"}
 
@@ -21,7 +21,7 @@ def shown(gate: Gate, value: float | None) -> str:
     if gate.unit == "ratio":
         return f"{100 * (value - 1):+.1f} %"
     if gate.unit == "share":
-        return f"{100 * value:.1f} %"
+        return show_quantity(value, "share")
     return f"{show_number(value)} {gate.unit}"
 
 

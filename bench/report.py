@@ -11,6 +11,7 @@ from bench.recommend import Advice
 from bench.results import UNITS, Report
 from mlxkd.metric import Metric
 from mlxkd.report import Document, Figure, Heading, Section, Table, Text, Tiles, plots
+from mlxkd.report.document import show_quantity
 
 if TYPE_CHECKING:
     from ane.residency.predict import Residency
@@ -112,9 +113,9 @@ def residency_sections(found: Residency) -> list[Section]:
     """Share, picture and the operations that fall off."""
     from ane.residency.picture import svg
 
-    shares = ", ".join(f"{name} {100 * share:.2f} %" for name, share in found.by_function().items())
+    shares = ", ".join(f"{name} {show_quantity(share, 'share')}" for name, share in found.by_function().items())
     rows = [
-        (f.function, p.name, p.op, f"{100 * p.share:.2f} %", p.device, p.rule, p.reason, p.fix, p.confidence)
+        (f.function, p.name, p.op, show_quantity(p.share, "share"), p.device, p.rule, p.reason, p.fix, p.confidence)
         for f in found.functions
         for p in f.exceptions[:20]
     ]

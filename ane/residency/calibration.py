@@ -11,18 +11,14 @@ put on ``device``. Make one on a Mac with `bench ane-residency BUNDLE --contribu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ane.residency.chips import Chip, chip
 from mlxkd.errors import UserError
-
-if TYPE_CHECKING:
-    from ane.residency.predict import Residency
 
 FOLDER = Path(__file__).with_name("calibrations")
 
@@ -94,23 +90,3 @@ def corrections(target: Chip, folder: str | Path | None = None) -> list[Correcti
             source = ", ".join(sorted(set(files[op, rule])))
             found.append(Correction(op, rule, device, count, total, target.name, source))  # type: ignore[arg-type]
     return found
-
-
-def contribution(
-    predicted: Residency, planned: Mapping[str, Sequence[Mapping[str, Any]]], *, machine: Mapping[str, str]
-) -> dict[str, Any]:
-    """A calibration from a prediction and the plans of the same functions.
-
-    Args:
-        planned: function name -> operations of the plan as {"op", "name", "device"}.
-        machine: chip, system, coremltools and package hash.
-    """
-    counts: dict[tuple[str, str, str], int] = {}
-    for function in predicted.functions:
-        devices = {str(o["name"]): str(o["device"]) for o in planned.get(function.function, ()) if o.get("device")}
-        for placement in function.placements:
-            if placement.name in devices:
-                key = (placement.op, placement.rule, devices[placement.name])
-                counts[key] = counts.get(key, 0) + 1
-    observations = [{"op": o, "rule": r, "device": d, "count": n} for (o, r, d), n in sorted(counts.items())]
-    return Calibration.model_validate({"format": 1, **machine, "observations": observations}).model_dump()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from ane.residency.predict import FunctionResidency, Placement, Residency
+from mlxkd.report.document import show_quantity
 
 # Colours follow the page through CSS variables; the letters tell devices apart without colour.
 COLOURS = {"ANE": "var(--c3, #008060)", "CPU": "var(--c2, #d04e00)", "fails": "var(--bad, #c4232f)"}
@@ -49,7 +50,8 @@ def _letter(letter: str, x: float, y: float) -> str:
 
 
 def _strip(function: FunctionResidency, top: int) -> tuple[str, int]:
-    name = f"{function.package}, {function.function}: {100 * function.share:.2f} % of the cost on the Neural Engine"
+    whole = show_quantity(function.share, "share")
+    name = f"{function.package}, {function.function}: {whole} of the cost on the Neural Engine"
     drawn = [f'<text x="{LEFT}" y="{top + 12}" font-weight="bold">{escape(name)}</text>']
     full, left = ACROSS * (CELL + GAP) - GAP, float(LEFT)
     for device in COLOURS:
@@ -66,7 +68,8 @@ def _strip(function: FunctionResidency, top: int) -> tuple[str, int]:
 
 
 def _cell(placement: Placement, x: int, y: int) -> str:
-    said = f"{placement.name} ({placement.op}): {placement.device}, {100 * placement.share:.2f} % of the cost; "
+    share = show_quantity(placement.share, "share")
+    said = f"{placement.name} ({placement.op}): {placement.device}, {share} of the cost; "
     said += f"{placement.rule}: {placement.reason}"
     return (
         f'<g><title>{escape(said)}</title><rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2" '

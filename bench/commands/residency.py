@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ane.residency import calibration, paired, picture, plan, signals
+from ane.residency import contribute, paired, picture, plan, signals
 from ane.residency.chips import ORDER
 from ane.residency.plan import NEEDS_MACOS, Plan
 from ane.residency.predict import DEFAULT_CHIP, Residency, predict
@@ -21,6 +21,7 @@ from bench.report import residency_sections
 from mlxkd.errors import UserError
 from mlxkd.files import atomic_file, write_json
 from mlxkd.report import Document, Heading, Section, Table, Text
+from mlxkd.report.document import show_quantity
 from mlxkd.runtime import versions
 
 HELP = """\b
@@ -76,8 +77,10 @@ def disagreements(found: Residency, plans: Sequence[Plan]) -> list[tuple[str, st
 def sections(found: Residency, plans: Sequence[Plan], traces: Sequence[tuple[str, str]]) -> list[Section]:
     """Which sources there are, what each says, where they disagree, and what falls off."""
     shares = [(p.package, p.function, p.share, p.missing) for p in plans]
-    rows: list[Any] = [("predicted", "all", f"{100 * found.share:.2f} %", f"rule table for {found.chip}")]
-    rows += [("planned", f, "–" if s is None else f"{100 * s:.1f} %", m or package) for package, f, s, m in shares]
+    rows: list[Any] = [("predicted", "all", show_quantity(found.share, "share"), f"rule table for {found.chip}")]
+    rows += [
+        ("planned", f, "–" if s is None else show_quantity(s, "share"), m or package) for package, f, s, m in shares
+    ]
     rows += [("measured", "all", "–", f"{source}: {words}") for source, words in traces]
     if not traces:
         rows.append(("measured", "all", "–", NEEDS_MACOS if sys.platform != "darwin" else "record one: see --help"))
@@ -115,7 +118,8 @@ def ane_residency(bundle: Path, chip: str | None, threshold: float, calibrations
         with atomic_file(svg) as temporary:
             temporary.write_text(picture.svg(found), encoding="utf-8")
     passed = found.share >= threshold
-    shares = f"{100 * found.share:.2f} % of the cost runs on the Neural Engine (threshold {100 * threshold:.0f} %)"
+    share = show_quantity(found.share, "share")
+    shares = f"{share} of the cost runs on the Neural Engine (threshold {100 * threshold:.0f} %)"
     verdict = f"Predicted: {shares}."
     document = Document(
         f"Neural Engine residency of {bundle.name}",
@@ -156,5 +160,5 @@ def _contribute(found: Residency, plans: Sequence[Plan], path: Path) -> None:
         "package": artefact_hash(found.path) or "unknown",
     }
     made = {p.function: [{"op": o.op, "name": o.name, "device": o.device} for o in p.ops] for p in plans}
-    write_json(path, calibration.contribution(found, made, machine=machine))
+    write_json(path, contribute.contribution(found, made, machine=machine))
     say(f"wrote {path}; open a pull request with it")

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
-from bench import results
+from bench import gating, results
 from bench.cli import main
 
 TINY = ["--requests", "2", "--max-tokens", "4"]
@@ -138,14 +138,23 @@ def test_residency_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "run this on a Mac" in refused.output
 
 
-def test_compare_agrees_and_does_not_pretend_to_know_a_mac(bundle: Path, stories_model: Path) -> None:
-    done = bench("compare", stories_model, bundle, "--rounds", 1, *TINY, "--json")
+def test_compare_agrees_and_does_not_pretend_to_know_a_mac(bundle: Path, stories_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "compare.json"
+    done = bench("compare", stories_model, bundle, "--rounds", 1, *TINY, "--json", "-o", path)
     assert done.exit_code == 0, done.output
     tree = json.loads(done.output[done.output.index("{") :])
     assert tree["figures"]["agreement"]["kl_mean"]["value"] < 0.01
     assert tree["residency"]["bundle"]["method"] == "predicted"
     assert any("Cannot tell from here" in note for note in tree["notes"])
     assert {t["backend"] for t in tree["targets"]} == {"mlx cpu", "mil"}
+    report = results.load(path)
+    side = (report, report.target("bundle"), gating.job_for(report.target("bundle"), report))
+    said = report.answers["bundle"]
+    both = report.model_copy(update={"answers": {"candidate": said, "baseline": [said[0], "another answer"]}})
+    assert gating.agreements(both, {"candidate": side, "baseline": side}, print) == {
+        "candidate": [1.0, 1.0],
+        "baseline": [1.0, 0.0],
+    }
     swapped = bench("compare", bundle, stories_model)
     assert swapped.exit_code == 2 and "takes an MLX model and a bundle" in swapped.output
 

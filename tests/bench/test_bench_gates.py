@@ -49,6 +49,24 @@ def test_a_gate_below_the_noise_floor_is_refused_not_passed() -> None:
     assert gate.note == "refused: calibration says changes below 17.1 % are noise here"
 
 
+def test_the_ceiling_on_steps_shows_tokens_and_overhead_beside() -> None:
+    """25 steps are a gate, 25 tokens cannot be one: real calls alone need 31 at the median."""
+    limits = Thresholds(ceiling={"ttfa_steps": {"p95": 25}})
+    rounds = {"ttfa_steps": [[20.0] * 9 + [24.0]] * 3, "ttfa_tokens": [[40.0] * 10] * 3}
+    gate = only(Evidence(rounds | {"ttfa_overhead_tokens": [[7.0] * 10] * 3}), limits)
+    assert gate.outcome == "pass" and gate.limit == pytest.approx(25)
+    assert gate.note == "beside it, p95: 40 tokens; 7 tokens before the call opens"
+    never = only(Evidence(rounds | {"ttfa_overhead_tokens": [[math.inf] * 10] * 3}), limits)
+    assert "tokens before the call opens: never reached" in never.note
+    assert "tokens before the call opens: not in the report" in only(Evidence(rounds), limits).note
+    assert "40 tokens" in outputs.sentence(gate) and "40 tokens" in outputs.document([gate], title="t").markdown()
+
+
+def test_almost_all_of_a_program_is_not_all_of_it() -> None:
+    gate = evaluate(Evidence({}, residency=(0.99996, None)), Thresholds())[0]
+    assert outputs.shown(gate, gate.value) == "99.99 %" and outputs.shown(gate, 1.0) == "100 %"
+
+
 def test_stored_figures_need_the_spread_between_days() -> None:
     evidence = sides(0.15)
     stored = Evidence(evidence.candidate, evidence.baseline, paired=False)

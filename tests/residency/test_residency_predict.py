@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ane.residency import calibration, picture
+from ane.residency import calibration, contribute, picture
 from ane.residency.predict import Residency, predict
 from mlxkd.errors import UserError
 from mlxkd.runtime import import_coremltools
@@ -194,7 +194,7 @@ def test_a_contribution_is_a_calibration(result: Residency, tmp_path: Path) -> N
     }
     machine = {"chip": "Apple M4", "system": "macOS 26.1", "coremltools": "9.0", "package": "x"}
     path = tmp_path / "c.json"
-    path.write_text(json.dumps(calibration.contribution(result, planned, machine=machine)))
+    path.write_text(json.dumps(contribute.contribution(result, planned, machine=machine)))
     seen = {(o.op, o.rule, o.device): o.count for o in calibration.load(path).observations}
     assert seen == {("conv", "R10", "ANE"): 1, ("conv", "R17", "CPU"): 1}
 
