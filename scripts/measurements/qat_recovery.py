@@ -1,209 +1,101 @@
 """How much of the loss that rounding costs quantisation-aware training wins back, on a real model.
 
 Model: stories260K (5 layers, width 64; its 172-wide down projection stays float on group-32 grids). Text:
-TinyStories, the last fifth of the stories for validation, deployed kernels in every evaluation. Teacher: the
-float model alone, so float training continues at zero gradient and its validation NLL is the ceiling.
-Peers: rounding (mx.quantize), k-means palettes, and mlx-lm's own DWQ loop on the same batches at the best of
-several learning rates, chosen in its favour on the validation text.
+TinyStories; of the last fifth every other row of 256 tokens chose settings and DWQ's rate, the rest is reported,
+on deployed kernels. Teacher: the float model alone. Ceiling: the float model, or the same float model trained on
+with the same loss and steps, whichever is better. Peers: rounding (mx.quantize), k-means palettes, and mlx-lm's own
+DWQ loop on the same rows, at the best of rates that are widened until the best one is not at an end.
+Three seeds each; measured cells are kept in the user's cache (mlxkd/qat-cells), so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import mean
 
-import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
-import numpy as np
-from mlx.utils import tree_map
-
-from mlxkd import compat, quant
-from mlxkd.errors import UserError
 from mlxkd.metric import Metric
-from mlxkd.quant.baselines import post_training
 from mlxkd.runtime import device_name
+from scripts.measurements._qat_cells import Bench, Cell, Try, kept, open_bench, shared_data
 
-ROOT = Path(__file__).parents[2]
-TRAIN_WIDTH, VALID_WIDTH = 64, 256  # tokens per row: attention over long rows dominates a step of so small a model
-ROWS = 16
-DWQ_RATES = (1e-4, 3e-4, 1e-3)
+SEEDS = (0, 1, 2)
+CONTROL = Try("control", "float", steps=300, rate=1e-3)
+DWQ_RATES = (3e-4, 1e-3, 3e-3)
+WIDER = 10**0.5  # factor between neighbouring rates
+NARROWEST, WIDEST = 1e-6, 1.0
 
-
-@dataclass(frozen=True)
-class Try:
-    """One training run: everything that was searched over."""
-
-    grid: str
-    steps: int = 1200
-    rate: float = 1e-3
-    warmup: float = 0.05
-    range_rate: float = 0.0  # relative to ``rate``; 0 takes ranges from the weights
-    beta2: float = 0.99
-    average: float = 0.0  # decay of an exponential average of the masters; 0 ships the last
-    seed: int = 0
-
-
-# The best settings found so far; docs/quantisation.md has the search and says which of them were run.
+# Chosen on the selection rows; docs/quantisation.md has the search, `scripts/measure qat-search` measures it.
 CHOSEN = {
-    "recovered_4bit": Try("mlx-affine4-g32", 300, 1e-3, range_rate=0.1),
-    "recovered_3bit": Try("mlx-affine3-g32", 1200, 1e-3, range_rate=0.1),
-    "recovered_2bit": Try("mlx-affine2-g32", 1200, 2e-3, range_rate=0.1),
-    "recovered_lut4": Try("ane-lut4", 300, 1e-3, range_rate=0.1),
-    "recovered_int8": Try("ane-int8", 300, 3e-4, range_rate=0.1),
+    "4bit": Try("qat", "mlx-affine4-g32", 300, 1e-3),
+    "3bit": Try("qat", "mlx-affine3-g32", 1200, 1e-3),
+    "2bit": Try("qat", "mlx-affine2-g32", 1200, 2e-3),
+    "lut4": Try("qat", "ane-lut4", 300, 1e-3),
+    "lut3": Try("qat", "ane-lut3", 300, 1e-3),
+    "int8": Try("qat", "ane-int8", 100, 3e-4),
 }
+AGAINST_DWQ = ("4bit", "3bit", "2bit")
 
 
-@dataclass
-class Bench:
-    """The float model, its config, one stream of training tokens, validation rows [n, VALID_WIDTH + 1], its NLL."""
-
-    folder: Path
-    config: dict[str, object]
-    teacher: nn.Module
-    train: np.ndarray
-    valid: np.ndarray
-    ceiling: float
-
-
-def shared_data() -> Path:
-    """The folder of real inputs.
-
-    Raises:
-        UserError: it is not on this machine.
-    """
-    folder = Path(os.environ.get("MLXKD_TEST_DATA", ROOT / ".." / "shared" / "data"))
-    if not (folder / "stories260K").is_dir():
-        raise UserError("the real model stories260K is not here", where=str(folder), hint="set MLXKD_TEST_DATA")
-    return folder
+def best_rate(loss: Callable[[float], float], rates: Sequence[float]) -> tuple[float, float]:
+    """The rate of the lowest loss and that loss; rates are added below and above until the best has neighbours."""
+    found = {rate: loss(rate) for rate in rates}
+    while True:
+        best = min(found, key=lambda rate: found[rate])
+        if best == min(found) and best > NARROWEST:
+            new = best / WIDER
+        elif best == max(found) and best < WIDEST:
+            new = best * WIDER
+        else:
+            return best, found[best]
+        found[new] = loss(new)
 
 
-def open_bench(folder: Path) -> Bench:
-    """Load the real model and its text; a start token stands before every story."""
-    model, tokenizer, config = compat.load(folder / "stories260K")
-    text = (folder / "tinystories" / "stories.txt").read_text(encoding="utf-8")
-    stories = [np.array([1, *(t for t in tokenizer.encode(s) if t != 1)]) for s in text.split("\n\n") if s.strip()]
-    cut = len(stories) * 4 // 5
-    train, held_out = (np.concatenate(part).astype(np.int32) for part in (stories[:cut], stories[cut:]))
-    valid = rows_at(held_out, np.arange(0, len(held_out) - VALID_WIDTH - 1, VALID_WIDTH), VALID_WIDTH)
-    return Bench(folder / "stories260K", config, model, train, valid, loss_on(model, valid))
+def share(rounded: Cell, trained: Cell, ceiling: Cell) -> float:
+    """Recovered share of the gap on the report rows."""
+    return (rounded.report - trained.report) / (rounded.report - ceiling.report)
 
 
-def rows_at(stream: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
-    """Rows [n, width + 1] of a stream."""
-    return stream[starts[:, None] + np.arange(width + 1)]
-
-
-def batches(bench: Bench, tried: Try) -> np.ndarray:
-    """The rows of a run, int32 [steps, ROWS, TRAIN_WIDTH + 1]; the same for every method."""
-    starts = np.random.default_rng(tried.seed).integers(0, len(bench.train) - TRAIN_WIDTH - 1, (tried.steps, ROWS))
-    return rows_at(bench.train, starts.reshape(-1), TRAIN_WIDTH).reshape(tried.steps, ROWS, -1)
-
-
-def loss_on(model: nn.Module, rows: np.ndarray) -> float:
-    """Mean NLL in nats per token, each row summed first."""
-    total = 0.0
-    for start in range(0, len(rows), ROWS):
-        part = mx.array(rows[start : start + ROWS])
-        losses = nn.losses.cross_entropy(model(part[:, :-1]), part[:, 1:])
-        total += float(mx.sum(mx.sum(losses, axis=-1)))
-    return total / (rows.shape[0] * (rows.shape[1] - 1))
-
-
-def distil(bench: Bench, tried: Try) -> quant.Packed:
-    """Train one student against the float model on one grid; returns what ships."""
-    student, _ = compat.load_model(bench.folder)
-    quant.attach(student, quant.plan_for(student, f"{tried.grid}|float"), learned_ranges=tried.range_rate > 0)
-    step, state = _step(student, bench.teacher, tried)
-    average = student.trainable_parameters()
-    for i, rows in enumerate(batches(bench, tried)):
-        mx.eval(step(mx.array(rows)), state)
-        if tried.average:
-            decay = min(tried.average, (i + 1) / (i + 10))
-            blend = partial(_blend, decay)
-            average = tree_map(blend, average, student.trainable_parameters())
-            mx.eval(average)
-    if tried.average:
-        student.update(average)
-    return quant.pack(student, bench.config)
-
-
-def _blend(decay: float, old: mx.array, new: mx.array) -> mx.array:
-    return decay * old + (1 - decay) * new
-
-
-def _step(student: nn.Module, teacher: nn.Module, tried: Try) -> tuple[Callable[[mx.array], mx.array], list[object]]:
-    """A compiled step: KL to the float model, Adam, linear warm-up, cosine to zero."""
-    warmup = max(1, int(tried.warmup * tried.steps))
-
-    def rate(relative: float) -> Callable[[mx.array], mx.array]:
-        peak = tried.rate * relative
-        rise, fall = optim.linear_schedule(0, peak, warmup), optim.cosine_decay(peak, tried.steps - warmup)
-        return optim.join_schedules([rise, fall], [warmup])
-
-    adam = partial(optim.Adam, betas=[0.9, tried.beta2], bias_correction=True)
-    optimizer = optim.MultiOptimizer(
-        [adam(rate(tried.range_rate)), adam(rate(1.0))], [lambda path, _: path.rpartition(".")[2].startswith("qat_")]
-    )
-
-    def loss_of(rows: mx.array) -> mx.array:
-        theirs = nn.log_softmax(teacher(rows[:, :-1]), axis=-1)
-        ours = nn.log_softmax(student(rows[:, :-1]), axis=-1)
-        return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
-
-    state = [student.state, optimizer.state]
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(rows: mx.array) -> mx.array:
-        loss, gradients = nn.value_and_grad(student, loss_of)(rows)
-        optimizer.update(student, gradients)
-        return loss
-
-    return step, state
-
-
-def changed_after_reload(bench: Bench, packed: quant.Packed) -> int:
-    """Codes that differ between the evaluated student and the saved and reloaded one."""
-    with tempfile.TemporaryDirectory() as folder:
-        quant.save_student(Path(folder) / "student", packed, bench.folder)
-        return quant.changed_codes(packed, quant.load_student(Path(folder) / "student"))
-
-
-def best_dwq(bench: Bench, tried: Try, rates: tuple[float, ...]) -> float:
-    """Validation NLL of mlx-lm's DWQ on the run's own batches, at the best rate."""
-    rows = batches(bench, tried).reshape(-1, TRAIN_WIDTH + 1)
-    losses = []
-    for rate in rates:
-        packed = post_training(
-            bench.teacher, bench.config, f"{tried.grid}|float", "dwq",
-            rows=rows, held_out=rows[:ROWS], rate=rate, batch_size=ROWS,
-        )  # fmt: skip
-        losses.append(loss_on(packed.model, bench.valid))
-    return min(losses)
+def whole(bench: Bench, cell: Cell) -> float:
+    """NLL over all rows of the last fifth."""
+    a, b = len(bench.select), len(bench.report)
+    return (a * cell.select + b * cell.report) / (a + b)
 
 
 def measure(quick: bool) -> dict[str, Metric]:
-    """Shares of the float-to-rounded NLL gap recovered, residual gaps over DWQ's, and codes changed by reloading."""
+    """Recovered shares (mean of the seeds; lowest and highest in the note), residuals over DWQ's, changed codes."""
     bench, device = open_bench(shared_data()), device_name()
+    seeds = SEEDS[:1] if quick else SEEDS
+    control = replace(CONTROL, steps=20) if quick else CONTROL
+    ceiling = min((kept(bench, Try("control", "float")), kept(bench, control)), key=lambda cell: cell.report)
     found: dict[str, Metric] = {}
     changed = 0
     for key, chosen in CHOSEN.items():
         tried = replace(chosen, steps=20) if quick else chosen
-        rounded = post_training(bench.teacher, bench.config, f"{tried.grid}|float")
-        packed = distil(bench, tried)
-        changed += changed_after_reload(bench, packed)
-        start, end = loss_on(rounded.model, bench.valid), loss_on(packed.model, bench.valid)
-        gap = start - bench.ceiling
-        note = f"NLL float {bench.ceiling:.4f}, rounded {start:.4f}, trained {end:.4f}; {tried.steps} steps"
-        found[key] = Metric((start - end) / gap, "share", "measured", device, bench.valid.size, note=note)
-        if key in ("recovered_4bit", "recovered_3bit"):
-            dwq = best_dwq(bench, tried, DWQ_RATES[1:2] if quick else DWQ_RATES)
-            ratio = (end - bench.ceiling) / (dwq - bench.ceiling)
-            note = f"NLL after DWQ {dwq:.4f}, best of its rates {DWQ_RATES}"
-            found[key.replace("recovered", "residual_over_dwq")] = Metric(ratio, "ratio", "measured", device, note=note)
-    found["changed_codes"] = Metric(float(changed), "codes", "measured", device, len(CHOSEN))
+        rounded = kept(bench, Try("rounded", tried.grid))
+        cells = [kept(bench, replace(tried, seed=seed)) for seed in seeds]
+        changed += sum(cell.changed for cell in cells)
+        shares = [share(rounded, cell, ceiling) for cell in cells]
+        gap = whole(bench, rounded) - whole(bench, ceiling)
+        everywhere = mean((whole(bench, rounded) - whole(bench, cell)) / gap for cell in cells)
+        note = (
+            f"{min(shares):.3f} to {max(shares):.3f}; NLL float {ceiling.report:.4f}, rounded {rounded.report:.4f}, "
+            f"trained {mean(cell.report for cell in cells):.4f}; {tried.steps} steps of {tried.rows * tried.width} "
+            f"tokens; with the selection rows {everywhere:.3f}"
+        )
+        found[f"recovered_{key}"] = Metric(mean(shares), "share", "measured", device, len(seeds), note=note)
+        if key in AGAINST_DWQ:
+            found[f"residual_over_dwq_{key}"] = _against_dwq(bench, tried, cells, ceiling, quick)
+    found["changed_codes"] = Metric(float(changed), "codes", "measured", device, len(CHOSEN) * len(seeds))
     return found
+
+
+def _against_dwq(bench: Bench, tried: Try, cells: Sequence[Cell], ceiling: Cell, quick: bool) -> Metric:
+    """Residual gap over the one that DWQ leaves after the same rows, at DWQ's best rate on the selection rows."""
+    dwq = replace(tried, method="dwq", rate=DWQ_RATES[1])
+    if not quick:
+        best, _ = best_rate(lambda rate: kept(bench, replace(dwq, rate=rate)).select, DWQ_RATES)
+        dwq = replace(dwq, rate=best)
+    theirs = [kept(bench, replace(dwq, seed=seed)).report for seed in range(len(cells))]
+    ratio = (mean(cell.report for cell in cells) - ceiling.report) / (mean(theirs) - ceiling.report)
+    note = f"NLL after DWQ {mean(theirs):.4f} at rate {dwq.rate:.3g}"
+    return Metric(ratio, "ratio", "measured", device_name(), len(cells), note=note)

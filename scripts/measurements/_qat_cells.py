@@ -1,0 +1,311 @@
+"""Cells of the quantisation-aware training measurements: one method, one grid, one seed; kept once measured.
+
+Text: TinyStories. The first four fifths of the stories train; of the rows of the last fifth every other one chooses
+settings (``select``) and the rest are reported (``report``). The teacher is the float model alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_map
+
+from mlxkd import compat, quant
+from mlxkd.errors import UserError
+from mlxkd.files import write_json
+from mlxkd.quant import phases
+from mlxkd.quant.baselines import post_training
+from mlxkd.runtime import versions
+
+ROOT = Path(__file__).parents[2]
+VALID_WIDTH = 256  # tokens per validation row
+FLOAT_LAYERS = "|float"  # the 172-wide down projection does not divide by 32 and stays float
+METHOD = 1  # raise it when a change here or in mlxkd.quant changes what a cell measures
+OFFSETS = 3  # training windows start at that many offsets, so that no token always stands first
+
+
+@dataclass(frozen=True)
+class Try:
+    """One cell: everything that was searched over.
+
+    Args:
+        method: "qat"; "dwq" (mlx-lm's loop); "rounded" (k-means for palettes); "control" trains the float model on.
+        grid: of every layer that it fits.
+        steps, rows, width: updates, rows of text in each, tokens of a row.
+        rate: peak; ``warmup`` of the steps rise to it, a cosine falls to zero.
+        range_rate: of scales and palettes, relative to ``rate``; 0 takes ranges from the weights.
+        ranges_first: share of the steps in which codes rest.
+        average: decay of an exponential average of masters and ranges that ships; 0 ships the last.
+        own_text: tokens sampled from the float model that join the training text.
+        cross_entropy: its weight; the KL to the float model has the rest.
+        hidden: weight of the relative squared error of every layer's output.
+    """
+
+    method: str
+    grid: str
+    steps: int = 0
+    rate: float = 0.0
+    range_rate: float = 0.1
+    rows: int = 16
+    width: int = 64
+    warmup: float = 0.05
+    beta2: float = 0.99
+    ranges_first: float = 0.0
+    average: float = 0.0
+    own_text: int = 0
+    cross_entropy: float = 0.0
+    hidden: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a try came to: NLL in nats per token, codes that reloading changed, seconds."""
+
+    select: float
+    report: float
+    changed: int
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """The float model and its text.
+
+    Args:
+        train: one stream of tokens.
+        select, report: validation rows int [n, VALID_WIDTH + 1].
+    """
+
+    folder: Path
+    config: dict[str, object]
+    teacher: nn.Module
+    train: np.ndarray
+    select: np.ndarray
+    report: np.ndarray
+    _windows: dict[tuple[int, int], tuple[mx.array, mx.array]] = dataclasses.field(default_factory=dict)
+
+    def windows(self, width: int, own_text: int) -> tuple[mx.array, mx.array]:
+        """Training rows int32 [n, width + 1] and the teacher's `layer_states` [n, L + 1, width, D], asked once."""
+        if (width, own_text) not in self._windows:
+            stream = np.concatenate([self.train, sampled_text(self.teacher, own_text)]) if own_text else self.train
+            starts = [np.arange(i * width // OFFSETS, len(stream) - width - 1, width) for i in range(OFFSETS)]
+            rows = mx.array(rows_at(stream, np.concatenate(starts), width))
+            states = mx.concatenate([_evaluated(layer_states(self.teacher, part[:, :-1])) for part in _parts(rows)])
+            self._windows = {(width, own_text): (rows, states)}  # one at a time: it is large
+        return self._windows[width, own_text]
+
+
+def layer_states(model: nn.Module, tokens: mx.array) -> mx.array:
+    """Outputs of every layer and of the last norm, float32 [rows, L + 1, positions, D]."""
+    h, found = model.model.embed_tokens(tokens), []
+    for layer in model.layers:
+        h = layer(h, "causal", None)
+        found.append(h)
+    return mx.stack([*found, model.model.norm(h)], axis=1)
+
+
+def _evaluated(x: mx.array) -> mx.array:
+    mx.eval(x)
+    return x
+
+
+def _parts(rows: mx.array, size: int = 64) -> list[mx.array]:
+    return [rows[i : i + size] for i in range(0, rows.shape[0], size)]
+
+
+def shared_data() -> Path:
+    """The folder of real inputs.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    folder = Path(os.environ.get("MLXKD_TEST_DATA", ROOT / ".." / "shared" / "data"))
+    if not (folder / "stories260K").is_dir():
+        raise UserError("the real model stories260K is not here", where=str(folder), hint="set MLXKD_TEST_DATA")
+    return folder
+
+
+def open_bench(folder: Path) -> Bench:
+    """Load the real model and its text; a start token stands before every story."""
+    model, tokenizer, config = compat.load(folder / "stories260K")
+    text = (folder / "tinystories" / "stories.txt").read_text(encoding="utf-8")
+    stories = [np.array([1, *(t for t in tokenizer.encode(s) if t != 1)]) for s in text.split("\n\n") if s.strip()]
+    cut = len(stories) * 4 // 5
+    train, held_out = (np.concatenate(part).astype(np.int32) for part in (stories[:cut], stories[cut:]))
+    valid = rows_at(held_out, np.arange(0, len(held_out) - VALID_WIDTH - 1, VALID_WIDTH), VALID_WIDTH)
+    return Bench(folder / "stories260K", config, model, train, valid[::2], valid[1::2])
+
+
+def rows_at(stream: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """Rows [n, width + 1] of a stream."""
+    return stream[starts[:, None] + np.arange(width + 1)]
+
+
+def sampled_text(teacher: nn.Module, tokens: int, rows: int = 256, width: int = 256) -> np.ndarray:
+    """Text that the float model writes by itself (LLM-QAT, arXiv 2305.17888), int32 [tokens]; seeded."""
+    mx.random.seed(0)
+    found = []
+    for _ in range(-(-tokens // (rows * width))):
+        cache = compat.new_cache(teacher)
+        written = [mx.ones((rows, 1), mx.int32)]
+        while len(written) < width:
+            written.append(mx.random.categorical(teacher(written[-1], cache=cache)[:, -1])[:, None].astype(mx.int32))
+            mx.eval(written[-1])
+        found.append(np.array(mx.concatenate(written, axis=1)).reshape(-1))
+    return np.concatenate(found)[:tokens]
+
+
+def order(count: int, tried: Try) -> np.ndarray:
+    """Which windows each step takes, int [steps, rows]: whole passes in a shuffled order; the same for every method."""
+    draws, passes = np.random.default_rng(tried.seed), -(-tried.steps * tried.rows // count)
+    drawn = np.concatenate([draws.permutation(count) for _ in range(passes)])
+    return drawn[: tried.steps * tried.rows].reshape(tried.steps, tried.rows)
+
+
+def loss_on(model: nn.Module, rows: np.ndarray) -> float:
+    """Mean NLL in nats per token, each row summed first."""
+    total = 0.0
+    for start in range(0, len(rows), 16):
+        part = mx.array(rows[start : start + 16])
+        losses = nn.losses.cross_entropy(model(part[:, :-1]), part[:, 1:])
+        total += float(mx.sum(mx.sum(losses, axis=-1)))
+    return total / (rows.shape[0] * (rows.shape[1] - 1))
+
+
+def train(bench: Bench, tried: Try) -> nn.Module:
+    """Train one student against the float model; returns its masters, on their grids unless it is the control."""
+    student, _ = compat.load_model(bench.folder)
+    if tried.method == "qat":
+        quant.attach(student, quant.plan_for(student, tried.grid + FLOAT_LAYERS), learned_ranges=tried.range_rate > 0)
+    rows, states = bench.windows(tried.width, tried.own_text)
+    taken = order(rows.shape[0], tried)
+    plan = phases.phases(tried.steps, share=1.0, ranges_first=tried.ranges_first)
+    average = student.trainable_parameters()
+    for i, chosen in enumerate(taken):
+        if tried.method == "qat" and any(phase.start == i for phase in plan):
+            phases.enter(student, phases.phase_at(plan, i))
+        if i == 0 or any(phase.start == i for phase in plan):
+            step, state = _step(student, bench.teacher, tried, i)  # a compiled step freezes what trains
+        mx.eval(step(rows[mx.array(chosen)], states[mx.array(chosen)]), state)
+        if tried.average:
+            blend = partial(_blend, min(tried.average, (i + 1) / (i + 10)))
+            average = tree_map(blend, average, student.trainable_parameters())
+            mx.eval(average)
+    if tried.average:
+        student.update(average)
+    return student
+
+
+def _blend(decay: float, old: mx.array, new: mx.array) -> mx.array:
+    return decay * old + (1 - decay) * new
+
+
+def _step(
+    student: nn.Module, teacher: nn.Module, tried: Try, first: int
+) -> tuple[Callable[..., mx.array], list[object]]:
+    """A compiled step: the loss, Adam, linear warm-up, cosine to zero."""
+    warmup = max(1, int(tried.warmup * tried.steps))
+
+    def rate(relative: float) -> Callable[[mx.array], mx.array]:
+        peak = tried.rate * relative
+        rise, fall = optim.linear_schedule(0, peak, warmup), optim.cosine_decay(peak, tried.steps - warmup)
+        joined = optim.join_schedules([rise, fall], [warmup])
+        return lambda step: joined(step + first)
+
+    adam = partial(optim.Adam, betas=[0.9, tried.beta2], bias_correction=True)
+    optimizer = optim.MultiOptimizer(
+        [adam(rate(tried.range_rate)), adam(rate(1.0))], [lambda path, _: path.rpartition(".")[2].startswith("qat_")]
+    )
+    head = teacher.model.embed_tokens
+
+    def loss_of(rows: mx.array, states: mx.array) -> mx.array:
+        theirs = mx.softmax(head.as_linear(states[:, -1]), axis=-1)
+        ours = layer_states(student, rows[:, :-1])
+        logits = student.model.embed_tokens.as_linear(ours[:, -1])
+        norm = mx.logsumexp(logits, axis=-1)
+        # KL up to the teacher's entropy, which has no gradient.
+        loss = (1 - tried.cross_entropy) * mx.mean(norm - mx.sum(theirs * logits, axis=-1))
+        if tried.cross_entropy:
+            targets = mx.take_along_axis(logits, rows[:, 1:, None], axis=-1).squeeze(-1)
+            loss = loss + tried.cross_entropy * mx.mean(norm - targets)
+        if tried.hidden:
+            error, size = (mx.mean(mx.square(x[:, :-1]), axis=(0, 2, 3)) for x in (ours - states, states))
+            loss = loss + tried.hidden * mx.mean(error / size)
+        return loss
+
+    state = [student.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(rows: mx.array, states: mx.array) -> mx.array:
+        loss, gradients = nn.value_and_grad(student, loss_of)(rows, states)
+        optimizer.update(student, gradients)
+        return loss
+
+    return step, state
+
+
+def packed(bench: Bench, tried: Try) -> quant.Packed:
+    """What a quantised try ships."""
+    grid = tried.grid + FLOAT_LAYERS
+    if tried.method == "rounded":
+        return post_training(bench.teacher, bench.config, grid)
+    if tried.method == "dwq":
+        rows, _ = bench.windows(tried.width, tried.own_text)
+        taken = np.array(rows)[order(rows.shape[0], tried).reshape(-1)]
+        options = {"rows": taken, "held_out": taken[: tried.rows], "rate": tried.rate, "batch_size": tried.rows}
+        return post_training(bench.teacher, bench.config, grid, "dwq", **options)
+    return quant.pack(train(bench, tried), bench.config)
+
+
+def run(bench: Bench, tried: Try) -> Cell:
+    """Measure one cell, on deployed kernels."""
+    begin, changed = time.perf_counter(), 0
+    if tried.method == "control":
+        model = train(bench, tried) if tried.steps else bench.teacher
+    else:
+        shipped = packed(bench, tried)
+        model = shipped.model
+        changed = changed_after_reload(bench, shipped)
+    select, report = loss_on(model, bench.select), loss_on(model, bench.report)
+    return Cell(select, report, changed, time.perf_counter() - begin)
+
+
+def changed_after_reload(bench: Bench, shipped: quant.Packed) -> int:
+    """Codes that differ between the evaluated student and the saved and reloaded one."""
+    with tempfile.TemporaryDirectory() as folder:
+        quant.save_student(Path(folder) / "student", shipped, bench.folder)
+        return quant.changed_codes(shipped, quant.load_student(Path(folder) / "student"))
+
+
+def cache_folder() -> Path:
+    """Where measured cells live: ``mlxkd/qat-cells`` in the user's cache."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "mlxkd" / "qat-cells"
+
+
+def kept(bench: Bench, tried: Try) -> Cell:
+    """The cell of a try, measured now or before, under this MLX and this METHOD."""
+    plain = dataclasses.asdict(Try(tried.method, tried.grid))
+    chosen = {name: value for name, value in dataclasses.asdict(tried).items() if value != plain[name]}
+    facts = {"method": tried.method, "grid": tried.grid, **chosen, "mlx": versions()["mlx"], "version": METHOD}
+    path = cache_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        return Cell(**json.loads(path.read_text(encoding="utf-8"))["cell"])
+    cell = run(bench, tried)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"try": facts, "cell": dataclasses.asdict(cell)})
+    return cell

@@ -1,0 +1,53 @@
+"""The search behind qat-recovery: recovered share on the rows that choose, one seed, one change at a time.
+
+Same model, text, loss and cells as qat-recovery; nothing here is seen on the rows that qat-recovery reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+from mlxkd.metric import Metric
+from mlxkd.runtime import device_name
+from scripts.measurements._qat_cells import Try, kept, open_bench, shared_data
+
+THREE = Try("qat", "mlx-affine3-g32", 300, 1e-3)
+SEARCH = (
+    THREE,
+    replace(THREE, rows=8, steps=600),
+    replace(THREE, average=0.97),
+    replace(THREE, range_rate=0.3),
+    replace(THREE, hidden=1.0),
+    replace(THREE, steps=1200),
+    replace(THREE, steps=1200, own_text=250_000),
+    Try("qat", "mlx-affine2-g32", 600, 2e-3, rows=8),
+    Try("qat", "mlx-affine2-g32", 1200, 2e-3),
+    Try("qat", "mlx-affine4-g32", 300, 1e-3),
+    Try("qat", "ane-lut4", 300, 1e-3),
+    Try("qat", "ane-lut3", 300, 1e-3),
+    Try("qat", "ane-int8", 100, 3e-4),
+)
+
+
+def label(tried: Try) -> str:
+    """The grid, and everything that is not as it stands by itself."""
+    plain = Try(tried.method, tried.grid)
+    fields = [f.name for f in dataclasses.fields(tried) if f.name not in ("method", "grid")]
+    words = [f"{n} {getattr(tried, n):g}" for n in fields if getattr(tried, n) != getattr(plain, n)]
+    return ", ".join([tried.grid, *words])
+
+
+def measure(quick: bool) -> dict[str, Metric]:
+    """Recovered share of each try on the selection rows."""
+    bench, device = open_bench(shared_data()), device_name()
+    ceiling = kept(bench, Try("control", "float")).select
+    found = {}
+    for tried in SEARCH:
+        cell = kept(bench, replace(tried, steps=20) if quick else tried)
+        rounded = kept(bench, Try("rounded", tried.grid)).select
+        note = f"NLL {cell.select:.4f} of {ceiling:.4f} to {rounded:.4f}" + (", 20 steps" if quick else "")
+        found[label(tried)] = Metric(
+            (rounded - cell.select) / (rounded - ceiling), "share", "measured", device, note=note
+        )
+    return found
