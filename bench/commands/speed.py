@@ -155,7 +155,8 @@ def score_metrics(report: Report, name: str) -> dict[str, Metric]:
         score: Metric(sum(values) / len(values), "share", "measured", device, len(values))
         for score, values in report.quality[name].items()
     }
-    return found | {s: reports.metric(report, name, s) for s in ("ttfa_ms", "ttfa_tokens", "ttfa_steps")}
+    clocks = ("ttfa_ms", "ttfa_tokens", "ttfa_steps", "ttfa_overhead_tokens")
+    return found | {s: reports.metric(report, name, s) for s in clocks}
 
 
 def _calls_document(report: Report, name: str, metrics: dict[str, Metric]) -> Document:
