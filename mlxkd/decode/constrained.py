@@ -8,130 +8,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from mlxkd import compat
+from mlxkd.decode.dialects import DIALECTS, Layout, Writer
 from mlxkd.errors import UserError
 
 Mode = Literal["auto", "required"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model writes a call, down to its white space; read from its own chat template.
-
-    Args:
-        opening, closing: tags around a call.
-        before, after: white space inside the tags.
-        item, key: separators of JSON.
-    """
-
-    opening: str
-    closing: str
-    before: str = "\n"
-    after: str = "\n"
-    item: str = ", "
-    key: str = ": "
-
-
-Dialect = Callable[[Sequence[dict[str, Any]], Layout], str]
-"""Lark rule ``body`` for what stands between the tags."""
-
-
-def json_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """{"name": ..., "arguments": {...}} for one of the tools; keys in the order of the schema."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool["name"]}, "arguments": _arguments(tool)},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    schema = {"anyOf": calls, "x-guidance": _json_options(layout)}
-    return f"body: %json {json.dumps(schema)}\n"
-
-
-def function_tag_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """<function=NAME> with one <parameter=KEY> block per argument, values raw (Qwen3-Coder's form)."""
-    return _tagged(tools, layout, "<function={name}>\n", "<parameter={key}>\n", "\n</parameter>\n", "</function>")
-
-
-def mistral_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """NAME[ARGS]{...}, without a closing tag (Mistral's form since its eleventh tokenizer)."""
-    rules = [
-        f"f{i}: {json.dumps(tool['name'] + '[ARGS]')} {_json_value(_arguments(tool), layout)}"
-        for i, tool in enumerate(tools)
-    ]
-    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
-
-
-def glm_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """NAME with <arg_key>KEY</arg_key><arg_value>VALUE</arg_value> pairs, strings raw (GLM 4.7's form)."""
-    return _tagged(tools, layout, "{name}", "<arg_key>{key}</arg_key><arg_value>", "</arg_value>", "")
-
-
-def minimax_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """<invoke name="NAME"> with <parameter name="KEY">VALUE</parameter> lines, strings raw (MiniMax M2's form)."""
-    return _tagged(tools, layout, '<invoke name="{name}">\n', '<parameter name="{key}">', "</parameter>\n", "</invoke>")
-
-
-def pythonic_body(tools: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """[NAME(KEY=VALUE, ...)], values as JSON, which the parsers of this form read (LFM2, Llama 4)."""
-    rules = []
-    for i, tool in enumerate(tools):
-        schema = _arguments(tool)
-        given = list(schema.get("properties", {}).items())
-        rules.append(f"f{i}: {json.dumps('[' + tool['name'] + '(')} a{i}x0 {json.dumps(')]')}")
-        # a: no argument yet; b: one has been written, the next one needs a comma.
-        for j, (key, value) in enumerate(given):
-            pair = f"{json.dumps(key + '=')} {_json_value(value, layout)} b{i}x{j + 1}"
-            skip = key not in schema.get("required", [])
-            rules.append(f"a{i}x{j}: {pair}" + (f" | a{i}x{j + 1}" if skip else ""))
-            rules.append(f'b{i}x{j}: ", " {pair}' + (f" | b{i}x{j + 1}" if skip else ""))
-        rules += [f'{letter}{i}x{len(given)}: ""' for letter in "ab"]
-    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
-
-
-def _any(letter: str, tools: Sequence[dict[str, Any]]) -> str:
-    return " | ".join(f"{letter}{i}" for i in range(len(tools)))
-
-
-def _tagged(tools: Sequence[dict[str, Any]], layout: Layout, head: str, key: str, value_end: str, tail: str) -> str:
-    """Calls of one block per argument in the order of the schema; strings stand raw up to ``value_end``."""
-    rules = []
-    for i, tool in enumerate(tools):
-        schema = _arguments(tool)
-        parts = []
-        for j, (name, value) in enumerate(schema.get("properties", {}).items()):
-            rule = f"p{i}x{j}"
-            parts.append(rule if name in schema.get("required", []) else f"{rule}?")
-            opening = json.dumps(key.format(key=name))
-            if value.get("type") == "string" and "enum" not in value:
-                rules.append(f"{rule}: {opening} v{i}x{j}\nv{i}x{j}[suffix={json.dumps(value_end)}]: /(?s:.*)/")
-            else:
-                rules.append(
-                    f"{rule}: {opening} v{i}x{j} {json.dumps(value_end)}\nv{i}x{j}: {_raw_value(value, layout)}"
-                )
-        closing = f" {json.dumps(tail)}" if tail else ""
-        rules.append(f"f{i}: {json.dumps(head.format(name=tool['name']))} {' '.join(parts)}{closing}")
-    return f"body: {_any('f', tools)}\n" + "\n".join(rules) + "\n"
-
-
-DIALECTS: dict[str, Dialect] = {
-    "glm47": glm_body,
-    "json_tools": json_body,
-    "longcat": json_body,
-    "minimax_m2": minimax_body,
-    "mistral": mistral_body,
-    "pythonic": pythonic_body,
-    "qwen3_coder": function_tag_body,
-}
-"""By the name of mlx-lm's tool parser."""
 
 
 class ToolGrammar:
@@ -264,19 +151,20 @@ def tool_grammar(tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mo
     """The Lark grammar of answers with calls of these tools.
 
     Raises:
-        UserError: the tokenizer's tool parser has no grammar here.
+        UserError: the tokenizer's tool parser has no grammar here, or a schema cannot be enforced in its dialect.
     """
-    name = (getattr(tokenizer, "init_kwargs", None) or {}).get("tool_parser_type")
+    name = compat.tool_format(tokenizer)
     if name not in DIALECTS:
         raise UserError(
             f"no grammar for the tool dialect {name!r}",
             hint=f"known: {', '.join(sorted(DIALECTS))}; or drop --constrain",
         )
-    layout = call_layout(tokenizer)
-    opening = _tag(layout.opening, tokenizer, guide)
-    closing = f"{json.dumps(layout.after)} {_tag(layout.closing, tokenizer, guide)}" if layout.closing else ""
-    call = f"{json.dumps(layout.before)} body {closing}"
-    rules = DIALECTS[name](tools, layout)
+    body, space = DIALECTS[name]
+    layout = call_layout(tokenizer, space)
+    writer = Writer(tools, layout, lambda text: split(text, tokenizer, guide))
+    opening, closing = writer.mark(layout.opening), writer.mark(layout.closing)
+    call = f"{json.dumps(layout.before)} {body(writer)} {json.dumps(layout.after)} {closing}"
+    rules = "".join(f"{rule}\n" for rule in writer.rules)
     if mode == "required":
         return f"start: {opening} {call}\n{rules}"
     never = f"/(?s:.*)/ & ~/(?s:.*){_escaped(layout.opening)}(?s:.*)/"
@@ -285,8 +173,8 @@ def tool_grammar(tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mo
     return f"start: (pre {call})* TEXT\npre[suffix={opening}]: /(?s:.*)/\nTEXT: {never}\n{rules}"
 
 
-def call_layout(tokenizer: Any) -> Layout:
-    """Read the white space of calls from the chat template by rendering one."""
+def call_layout(tokenizer: Any, space: str) -> Layout:
+    """Read the white space of calls from the chat template by rendering one; ``space`` where that tells nothing."""
     opening, closing = tokenizer.tool_call_start, tokenizer.tool_call_end
     call = {"type": "function", "function": {"name": "probe", "arguments": {"a": 1, "b": 2}}}
     messages: list[dict[str, Any]] = [
@@ -298,7 +186,7 @@ def call_layout(tokenizer: Any) -> Layout:
         text = _rendered(tokenizer, messages)
     start, end = text.rfind(opening), text.rfind(closing) if closing else len(text)
     if start < 0 or end < start:
-        return Layout(opening, closing, *(("\n", "\n") if closing else ("", "")))
+        return Layout(opening, closing, space, space)
     inside = text[start + len(opening) : end]
     spaces = inside[: len(inside) - len(inside.lstrip())], inside[len(inside.rstrip()) :]
     tight_key, tight_item = '"a":1' in inside, ',"b"' in inside
@@ -314,33 +202,16 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
         return ""  # the template has its own ideas about conversations; the defaults stand
 
 
-def _tag(tag: str, tokenizer: Any, guide: Any) -> str:
-    """A tag as a special token where the vocabulary has it, else as text."""
-    token = getattr(tokenizer, "_tokenizer", tokenizer).convert_tokens_to_ids(tag)
-    if isinstance(token, int) and token < guide.vocab_size and guide.is_special_token(token):
-        return f"<[{token}]>"
-    return json.dumps(tag)
+def split(text: str, tokenizer: Any, guide: Any) -> list[str]:
+    """A literal as Lark: special tokens as ``<[id]>``, which no text matches, the rest quoted."""
+    known = getattr(tokenizer, "_tokenizer", tokenizer).get_added_vocab()
+    special = {t: i for t, i in known.items() if t in text and i < guide.vocab_size and guide.is_special_token(i)}
+    if not special:
+        return [json.dumps(text)] if text else []
+    parts = re.split("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")", text)
+    return [f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part]
 
 
 def _escaped(text: str) -> str:
     """A literal inside a Lark regular expression."""
     return "".join(f"\\{char}" if char in "\\.+*?()|[]{}^$/&~" else char for char in text)
-
-
-def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
-    schema = tool.get("parameters") or {"type": "object", "properties": {}}
-    return {"additionalProperties": False, **schema, "type": "object"}
-
-
-def _json_options(layout: Layout) -> dict[str, Any]:
-    return {"item_separator": layout.item, "key_separator": layout.key, "whitespace_flexible": False}
-
-
-def _raw_value(schema: dict[str, Any], layout: Layout) -> str:
-    if schema.get("type") == "string":
-        return " | ".join(json.dumps(str(value)) for value in schema["enum"])
-    return _json_value(schema, layout)
-
-
-def _json_value(schema: dict[str, Any], layout: Layout) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': _json_options(layout)})}"
