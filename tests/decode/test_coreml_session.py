@@ -50,14 +50,26 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama, exported for 1 and 3 rows with calls of 1, 4 and 16 tokens."""
-    folder = tmp_path_factory.mktemp("bundle")
-    model, config = tiny("llama")
+    options = Options(context=64, prefill=16, verify=4, batch=(1, 2, 3))
+    return exported(tmp_path_factory.mktemp("bundle"), "llama", options)
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random gemma3 whose window of 5 lies in a ring of 32 slots, which any full context wraps."""
+    options = Options(context=64, prefill=8, batch=(1, 2, 3), rewind=12)
+    return exported(tmp_path_factory.mktemp("windowed"), "gemma3", options)
+
+
+def exported(folder: Path, name: str, options: Options) -> Path:
+    """The bundle of a tiny model in float16."""
+    model, config = tiny(name)
     source = folder / "model"
     source.mkdir()
     weights = {name: value.astype(mx.float16) for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(source / "model.safetensors"), weights)
     (source / "config.json").write_text(json.dumps(config))
-    export(source, folder / "out", Options(context=64, prefill=16, verify=4, batch=(1, 2, 3)))
+    export(source, folder / "out", options)
     return folder / "out"
 
 
@@ -102,10 +114,23 @@ class TestCoreMLSession(SessionContract):
         return lambda batch_size=1, max_context=None: fake_session(bundle, compiled, batch_size)
 
 
-def test_greedy_text_is_that_of_mlx(bundle: Path, compiled: Path) -> None:
-    model, config = tiny("llama")
-    expected = complete(Engine(MlxSession(model, config), PlainTokenizer()), [5, 7, 9], OPTIONS)
-    found = complete(Engine(fake_session(bundle, compiled, 1), PlainTokenizer()), [5, 7, 9], OPTIONS)
+class TestSlidingWindow(SessionContract):
+    tolerance = 2e-2
+
+    @pytest.fixture
+    def factory(self, windowed: Path, compiled: Path) -> Factory:
+        assert any(cache.ring == 32 for package in read_manifest(windowed).packages for cache in package.caches)
+        return lambda batch_size=1, max_context=None: fake_session(windowed, compiled, batch_size)
+
+
+@pytest.mark.parametrize(("name", "made"), [("llama", "bundle"), ("gemma3", "windowed")])
+def test_greedy_text_is_that_of_mlx(name: str, made: str, compiled: Path, request: pytest.FixtureRequest) -> None:
+    """45 tokens: the window's ring wraps."""
+    model, config = tiny(name)
+    options = GenerateOptions(max_tokens=45, stop_tokens=frozenset())
+    expected = complete(Engine(MlxSession(model, config), PlainTokenizer()), [5, 7, 9], options)
+    session = fake_session(request.getfixturevalue(made), compiled, 1)
+    found = complete(Engine(session, PlainTokenizer()), [5, 7, 9], options)
     assert found.tokens == expected.tokens
 
 
