@@ -255,11 +255,24 @@ class Recipe(Section):
     def _coherent(self) -> Recipe:
         if not any(term.weight > 0 for term in self.loss):
             raise ValueError("loss: every weight is 0, so nothing would be learned")
+        self._check_latency()
         names = [(term.name, term.teacher) for term in self.loss]
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
         self._check_teachers()
         return self
+
+    def _check_latency(self) -> None:
+        acting = {term.name: term for term in self.loss if term.weight > 0}
+        if acting and not acting.keys() - {"expected_length", "rollout_length"}:
+            raise ValueError("loss: shortness alone teaches to stop; add a term that teaches the answers")
+        if rollout := acting.get("rollout_length"):
+            if self.on_policy is None:
+                raise ValueError("rollout_length: it weighs what the student writes; set on_policy")
+            if self.on_policy.temperature != rollout.temperature:
+                raise ValueError(
+                    "rollout_length: its temperature must be that of on_policy, where its samples come from"
+                )
 
     def _check_teachers(self) -> None:
         known = ("teacher", *self.teachers)

@@ -13,7 +13,7 @@ import numpy as np
 from mlxkd.data.example import Example, Span
 from mlxkd.data.offsets import Tokenised, tokenise
 from mlxkd.data.records import Record
-from mlxkd.data.spans import call_spans, evidence_spans, read_turn, weighted
+from mlxkd.data.spans import Required, call_spans, evidence_ranges, evidence_spans, read_turn, weighted
 from mlxkd.data.turns import Turn, find_turns
 from mlxkd.errors import UserError
 from mlxkd.evaluation.toolcalls.parsing import Found, Parser, parser_for
@@ -136,7 +136,7 @@ def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Exa
     if turns and turns[-1].message == len(messages) - 1 and not _ends_turn(tokens[slice(*ranges[-1])], tokenizer):
         tokens = _closed(tokens[: ranges[-1][1]], tokenizer)
         ranges[-1] = (ranges[-1][0], len(tokens))
-    spans, first_calls = _turn_spans(record, messages, text, turns, encoded, parser_for(tokenizer), options)
+    spans, first_calls, required = _turn_spans(record, messages, text, turns, encoded, parser_for(tokenizer), options)
     spans += [Span(start, end, "turn") for start, end in ranges]
     spans += [Span(e - 1, e, "stop") for s, e in ranges if _ends_turn(tokens[s:e], tokenizer)]
     spans.sort(key=lambda span: (span.start, -span.end))
@@ -147,6 +147,7 @@ def _conversation(record: Record, tokenizer: Any, options: RenderOptions) -> Exa
         "kind": record.kind,
         "turns": ranges,
         "calls": first_calls,
+        "required": required,
         "tools": record.tools,
         "should_call": bool(record.extra.get("tool_should_be_used", calls_last)),
     }
@@ -161,19 +162,24 @@ def _turn_spans(
     encoded: Tokenised,
     parser: Parser,
     options: RenderOptions,
-) -> tuple[list[Span], list[tuple[int, int] | None]]:
-    """Spans inside the assistant turns, and the token range of each turn's first call (None without one)."""
+) -> tuple[list[Span], list[tuple[int, int] | None], list[Required]]:
+    """Spans inside the assistant turns, the token range of each turn's first call (None without one), and what each
+    turn must hold."""
     spans: list[Span] = []
     first_calls: list[tuple[int, int] | None] = []
+    required: list[Required] = []
     for turn in turns:
         part = text[turn.start : turn.end]
         found = read_turn(part, parser, record.tools)
         _check_calls(messages[turn.message], found, parser, record.source, required=bool(options.weights))
         spans += call_spans(part, turn.start, encoded, found)
-        spans += evidence_spans(part, turn.start, encoded, found, messages[: turn.message])
+        copied = evidence_ranges(part, found, messages[: turn.message])
+        spans += evidence_spans(turn.start, encoded, copied)
+        names = tuple(call.name for item in found for call in item.calls)
+        required.append(Required(names, tuple(part[start:end] for start, end in copied)))
         whole = (turn.start + found[0].start, turn.start + found[0].end) if found else None
         first_calls.append(encoded.cover(*whole) if whole else None)
-    return spans, first_calls
+    return spans, first_calls, required
 
 
 def _check_calls(

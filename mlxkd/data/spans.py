@@ -9,6 +9,7 @@ characters each token covers; a token on a border belongs to both sides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,15 @@ from mlxkd.data.offsets import Tokenised
 from mlxkd.errors import unknown
 from mlxkd.evaluation.toolcalls.evidence import mentions, tool_facts
 from mlxkd.evaluation.toolcalls.parsing import Found, Parser
+
+
+@dataclass(frozen=True)
+class Required:
+    """What an answer must hold: calls of these tools, in any order, and these facts, copied from tool results."""
+
+    calls: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
 
 CALL_KINDS = ("name", "key", "value", "structure", "end")
 KINDS = ("turn", "preamble", *CALL_KINDS, "evidence", "stop")
@@ -32,13 +42,15 @@ def call_spans(text: str, start: int, encoded: Tokenised, found: Sequence[Found]
     return _spans(encoded, pieces)
 
 
-def evidence_spans(
-    text: str, start: int, encoded: Tokenised, found: Sequence[Found], before: Sequence[dict[str, Any]]
-) -> list[Span]:
-    """Spans of facts in the answer (outside calls) that stand in a tool result of the messages before."""
+def evidence_ranges(text: str, found: Sequence[Found], before: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Characters of facts in the answer (outside calls) that stand in a tool result of the messages before."""
     ranges = sorted({r for fact in tool_facts(before) for r in mentions(fact, text)})
-    free = [(s, e) for s, e in ranges if not any(item.start < e and s < item.end for item in found)]
-    return _spans(encoded, [(start + s, start + e, "evidence") for s, e in _merged(free)])
+    return _merged([(s, e) for s, e in ranges if not any(item.start < e and s < item.end for item in found)])
+
+
+def evidence_spans(start: int, encoded: Tokenised, ranges: Sequence[tuple[int, int]]) -> list[Span]:
+    """Spans of such facts in an answer that begins at character ``start`` of the rendering."""
+    return _spans(encoded, [(start + s, start + e, "evidence") for s, e in ranges])
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

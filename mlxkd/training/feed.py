@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,7 +60,7 @@ class StudentText:
         texts = [text for text in texts if len(text) <= given.shape[1] + 1]
         if len(texts) < len(given.rows):
             texts = self._written(step, given, rng)
-            self.replay.add(step, texts)
+            self.replay.add(step, [_of_then(text) for text in texts])
         count = len(self.data.examples)
         self.examples[count:] = texts
         return build(self.examples, range(count, count + len(texts)), given.shape, self.data.pad)
@@ -80,7 +81,15 @@ class StudentText:
         else:
             texts = complete(self.student, prompts, self.rollouts, _seed(self.seed, step, 0))
         self.student.train(was_training)
-        return [_cut(text, source.source, given.shape[1]) for text, source in zip(texts, asked, strict=True)]
+        # Where a sample of the student as it is now came from, for losses that weigh it against that turn.
+        facts = [
+            {"origin": row, "prompt": len(prompt), "budget": self.options.max_tokens} if text.meta["on_student"] else {}
+            for row, prompt, text in zip(given.rows, prompts, texts, strict=True)
+        ]
+        return [
+            _cut(text, source.source, given.shape[1], fact)
+            for text, source, fact in zip(texts, asked, facts, strict=True)
+        ]
 
     def state(self) -> Arrays:
         """The replay buffer, for a checkpoint."""
@@ -102,10 +111,15 @@ class StudentText:
             self.replay.kept.append((int(step), example))
 
 
-def _cut(text: Example, source: str, length: int) -> Example:
+def _of_then(text: Example) -> Example:
+    """A rollout for the replay buffer: when it is drawn, it is no sample of the student as it is then."""
+    return replace(text, meta={"on_student": text.meta["on_student"]})
+
+
+def _cut(text: Example, source: str, length: int, facts: dict[str, int]) -> Example:
     """A rollout that fits a batch of ``length`` positions, with the source of its prompt."""
     short = windows(text, length)[0] if len(text) > length + 1 else text
-    return Example(short.tokens, short.weights, source=source, meta=text.meta)
+    return Example(short.tokens, short.weights, source=source, meta={**text.meta, **facts})
 
 
 def _seed(*parts: int) -> int:

@@ -20,7 +20,7 @@ from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
 from mlxkd.losses.forms import Targets
 from mlxkd.losses.hidden import HiddenMatch, WithProjectors
-from mlxkd.losses.latency.collect import inputs_for
+from mlxkd.losses.latency.collect import LatencyInputs
 from mlxkd.losses.step import Speakers, loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.quant.plan import DEFAULT_TARGET
@@ -87,6 +87,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.split = Split(self.student, streams=row_streams())
+        self.latency = LatencyInputs(self.terms, self.split, self.tokenizer)
         self.optimizer = adamw(self.recipe.optimizer)
         self.trained = WithProjectors(self.student, self.match.projectors) if self.match else self.student
         self.optimizer.init(self.trained.trainable_parameters())
@@ -204,7 +205,7 @@ class Trainer:
                 targets = own | (
                     dict(targets) if isinstance(targets, Mapping) else {"teacher": targets} if targets else {}
                 )
-            inputs = inputs_for(self.terms, batch, self.batches.examples, self.split, self.tokenizer)
+            inputs = self.latency(batch, self.batches.examples)
             progress = step / self.recipe.training.steps
             found = loss_and_gradients(
                 self.trained,

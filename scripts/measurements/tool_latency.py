@@ -27,7 +27,7 @@ from mlxkd.evaluation.clocks import Timing
 from mlxkd.evaluation.speed import time_answers
 from mlxkd.evaluation.toolcalls.parsing import parser_for
 from mlxkd.evaluation.toolcalls.scoring import CallScore, score
-from mlxkd.losses.latency.collect import inputs_for
+from mlxkd.losses.latency.collect import LatencyInputs
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
@@ -124,13 +124,14 @@ def _student(name: str, seed: int, steps: int, held: int) -> Outcome:
 
 def _train(model: nn.Module, tokenizer: Any, batches: Batches, terms: tuple[Term, ...], steps: int) -> None:
     split = Split(model)
+    latency = LatencyInputs(terms, split, tokenizer)
     rate = optim.join_schedules(
         [optim.linear_schedule(0.0, 3e-4, max(1, steps // 10)), optim.cosine_decay(3e-4, steps)], [max(1, steps // 10)]
     )
     optimizer = optim.AdamW(rate, weight_decay=0.01)
     for step in range(steps):
         batch = batches.batch(step)
-        given = inputs_for(terms, batch, batches.examples, split, tokenizer)
+        given = latency(batch, batches.examples)
         progress = step / steps
         found = loss_and_gradients(
             model, split, batch, None, terms, float(batch.weights.sum()), progress=progress, inputs=given

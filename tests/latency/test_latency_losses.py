@@ -161,8 +161,8 @@ def test_the_score_function_is_unbiased_by_enumeration() -> None:
     for (i, a), (j, b) in itertools.product(enumerate(answers), repeat=2):
         probability = torch.exp(laws[i] + laws[j]).item()
         batch, examples = _sampled([a, b])
-        lengths = [(len(a), teacher), (len(b), teacher)]
-        given = inputs.rollout_length(batch, examples, lengths, [False, False], margin)["length_advantage"]
+        missing = {0: (len(a), teacher), 1: (len(b), teacher)}
+        given = inputs.rollout_length(batch, examples, missing, margin)["length_advantage"]
         for row, answer in ((0, a), (1, b)):
             at = [k for k, index in enumerate(batch.supervised) if index // batch.shape[1] == row]
             rows = mx.arange(len(answer))
@@ -181,13 +181,13 @@ def _is_answer(tokens: tuple[int, ...]) -> bool:
 
 def _sampled(answers: list[tuple[int, ...]]) -> tuple:
     """A batch whose rows are a prompt token and a sampled answer, in order."""
-    examples = [example([9, *a], 1, call=None) for a in answers]
+    examples = [example([9, *a], 1, call=None, prompt=1) for a in answers]
     batches = Batches(examples, [(len(answers), 4)])
     batch = next(b for s in range(50) if (b := batches.batch(s)).rows == tuple(range(len(answers))))
     return batch, examples
 
 
-def example(tokens: list[int], start: int, call: tuple[int, int] | None, tools: tuple = ({},), **meta: bool) -> Example:
+def example(tokens: list[int], start: int, call: tuple[int, int] | None, tools: tuple = ({},), **meta: int) -> Example:
     weights = np.zeros(len(tokens), np.float32)
     weights[start:] = 0.5
     meta = {"turns": [(start, len(tokens))], "calls": [call], "tools": tools, "should_call": call is not None, **meta}
@@ -252,15 +252,19 @@ def test_missing_inputs_and_weights_are_refused() -> None:
     batch, examples = one_batch(item)
     with pytest.raises(UserError, match=r"d.jsonl:1: a part of this turn has weight 0"):
         inputs.early_call(batch, examples, [8], 16)
-    with pytest.raises(UserError, match="1 rows need a length and a verdict each"):
-        inputs.rollout_length(batch, examples, [], [])
     with pytest.raises(UserError, match="the tokenizer has no tool calls"):
         inputs.opening_tokens(object())
     with pytest.raises(UserError, match="margin must not be negative"):
         Term("expected_length", options={"margin": -1})
+    with pytest.raises(UserError, match="margin must not be negative"):
+        Term("rollout_length", options={"margin": -1})
 
 
-def test_a_complete_rollout_costs_nothing() -> None:
-    batch, examples = _sampled([(1, 1, 0), (1, 0)])
-    made = inputs.rollout_length(batch, examples, [(9, 1), (9, 1)], [True, True])
-    assert not made["length_advantage"].any()
+def test_only_tokens_up_to_completion_of_rows_that_lack_something_are_weighed() -> None:
+    batch, examples = _sampled([(1, 1, 0), (1, 1, 0), (1, 1, 0)])
+    made = inputs.rollout_length(batch, examples, {0: (2, 1), 2: (3, 1)})["length_advantage"].reshape(3, 3)
+    # Costs 0.85 and 1.85, each against the other; divided by the loss weight 0.5.
+    assert made == pytest.approx(np.array([[-2, -2, 0], [0, 0, 0], [2, 2, 2]]), abs=1e-6)
+    assert not inputs.rollout_length(batch, examples, {})["length_advantage"].any()
+    alone = inputs.rollout_length(batch, examples, {1: (3, 1)})["length_advantage"].reshape(3, 3)
+    assert alone[1] == pytest.approx([3.7] * 3, rel=1e-6), "without others there is no baseline"

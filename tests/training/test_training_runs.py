@@ -248,7 +248,7 @@ ON_POLICY = "{share: 0.6, max_tokens: 6, corrected: 0.25, replay: 0.4}"
 
 def test_training_on_the_students_own_text_resumes_bit_for_bit(toy_teacher: Path, tmp_path: Path) -> None:
     """Interrupted by a full stop after four steps; the replay buffer is part of the checkpoint."""
-    loss = "[{name: reverse_kl}, {name: cross_entropy, weight: 0.2}]"
+    loss = "[{name: reverse_kl}, {name: cross_entropy, weight: 0.2}, {name: rollout_length}]"
     arguments = ["--teacher", str(toy_teacher), *quick(on_policy=ON_POLICY, hidden="null", loss=loss)]
     whole = CliRunner().invoke(main, _train(tmp_path / "a", *arguments), catch_exceptions=False)
     assert whole.exit_code == 0, whole.output

@@ -8,43 +8,46 @@ from typing import Any
 from mlxkd.data.batching import Batch
 from mlxkd.data.example import Example
 from mlxkd.decode.constrained import ToolGrammars
-from mlxkd.losses.latency import inputs
+from mlxkd.losses.latency import inputs, missing
 from mlxkd.losses.latency.inputs import Automaton, AutomatonOf, Inputs
 from mlxkd.losses.term import Term
 from mlxkd.students.split import Split
 
 
-def inputs_for(
-    terms: Sequence[Term],
-    batch: Batch,
-    examples: Sequence[Example],
-    split: Split,
-    tokenizer: Any,
-    automaton: AutomatonOf | None = None,
-) -> Inputs:
-    """The ``inputs`` of ``loss_and_gradients`` for the terms ``early_call`` and ``expected_length``.
+class LatencyInputs:
+    """What the latency terms of a loss need, batch by batch.
 
     Args:
         terms: of the recipe; others are ignored.
-        batch: its ``rows`` index ``examples``.
-        examples: ``Batches.examples``.
-        split: of the student, as it is now.
+        split: of the student; its values at the time of a call count.
         tokenizer: mlx-lm's wrapper.
-        automaton: see ``mlxkd.losses.latency.inputs.early_call``.
 
     Raises:
-        UserError: the tokenizer has no tool calls, or a turn carries weight only in part.
+        UserError: (when called) the tokenizer has no tool calls, a turn carries weight only in part, or tools whose
+            schema cannot be followed in the tokenizer's dialect.
     """
-    chosen = {term.name: term for term in terms}
-    found: Inputs = {}
-    if "early_call" in chosen:
-        opening = inputs.opening_tokens(tokenizer)
-        found |= inputs.early_call(batch, examples, opening, split.head.rows, automaton=automaton)
-    if "expected_length" in chosen:
-        margin = chosen["expected_length"].options.margin
-        opening = inputs.opening_tokens(tokenizer)
-        found |= inputs.expected_length(batch, examples, split, opening, margin)
-    return found
+
+    def __init__(self, terms: Sequence[Term], split: Split, tokenizer: Any):
+        self._chosen = {term.name: term for term in terms}
+        self._split, self._tokenizer = split, tokenizer
+        early = self._chosen.get("early_call")
+        follows = early is not None and early.options.schema
+        self._automaton = required_calls(tokenizer, split.head.rows) if follows else None
+
+    def __call__(self, batch: Batch, examples: Sequence[Example]) -> Inputs:
+        """The ``inputs`` of ``loss_and_gradients``; ``batch.rows`` index ``examples``."""
+        found: Inputs = {}
+        split, tokenizer, chosen = self._split, self._tokenizer, self._chosen
+        if "early_call" in chosen:
+            opening = inputs.opening_tokens(tokenizer)
+            found |= inputs.early_call(batch, examples, opening, split.head.rows, automaton=self._automaton)
+        if "expected_length" in chosen:
+            margin = chosen["expected_length"].options.margin
+            found |= inputs.expected_length(batch, examples, split, inputs.opening_tokens(tokenizer), margin)
+        if "rollout_length" in chosen:
+            written = missing.of_batch(batch, examples, tokenizer)
+            found |= inputs.rollout_length(batch, examples, written, chosen["rollout_length"].options.margin)
+        return found
 
 
 def required_calls(tokenizer: Any, vocabulary: int) -> AutomatonOf:

@@ -7,7 +7,7 @@ positions are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -180,44 +180,32 @@ def event_probability(split: Split, batch: Batch, at: np.ndarray, event: Sequenc
 
 
 def rollout_length(
-    batch: Batch,
-    examples: Sequence[Example],
-    lengths: Sequence[tuple[int, int]],
-    complete: Sequence[bool],
-    margin: float = 0.15,
+    batch: Batch, examples: Sequence[Example], missing: Mapping[int, tuple[int, int]], margin: float = 0.15
 ) -> Inputs:
-    """Inputs of ``rollout_length`` for a batch of student samples.
+    """Inputs of ``rollout_length`` for a batch with samples of the student as it is now.
 
     Args:
-        lengths: (sampled length, teacher's length) of each row's last turn.
-        complete: whether that sample holds every required field; a complete one costs nothing.
+        batch: its ``rows`` index ``examples``.
+        examples: ``meta["prompt"]`` of a sample says where the student began to write.
+        missing: by row, (tokens written while required fields were missing, the teacher's length); see
+            ``mlxkd.losses.latency.missing``. Other rows cost nothing.
+        margin: tolerated excess, as a share of the teacher's length.
 
     Returns:
-        ``length_advantage`` float32 [N]: the row's hinge minus the mean of the other rows (leave-one-out, so the
-        gradient stays unbiased).
-
-    Raises:
-        UserError: not one entry per row.
+        ``length_advantage`` float32 [N]: the row's hinge minus the mean of the other such rows (leave-one-out, so the
+        gradient stays unbiased), on the tokens up to completion; later ones have no part in the cost.
     """
-    if not len(lengths) == len(complete) == len(batch.rows):
-        raise UserError(f"{len(batch.rows)} rows need a length and a verdict each", where="loss.rollout_length")
-    cost = np.array(
-        [
-            0.0 if done else hazard.hinge(own - teacher, teacher, margin)[0]
-            for (own, teacher), done in zip(lengths, complete, strict=True)
-        ]
-    )
-    others = (cost.sum() - cost) / max(1, len(cost) - 1) if len(cost) > 1 else np.zeros(1)
-    advantage = np.zeros(batch.inputs.shape, np.float32)
-    for row, turn in _last_turns(batch, examples):
-        advantage.reshape(-1)[turn.at] = (cost[row] - others[row]) / batch.weights.reshape(-1)[turn.at]
-    return {"length_advantage": advantage.reshape(-1)[batch.supervised]}
-
-
-def _last_turns(batch: Batch, examples: Sequence[Example]) -> Iterator[tuple[int, _Turn]]:
-    for turn in _turns(batch, examples):
-        if turn.last:
-            yield int(turn.at[0] // batch.shape[1]), turn
+    cost = {row: hazard.hinge(own - teacher, teacher, margin)[0] for row, (own, teacher) in missing.items()}
+    total = sum(cost.values())
+    advantage = np.zeros(batch.inputs.size, np.float32)
+    weights, length = batch.weights.reshape(-1), batch.shape[1]
+    for row, (own, _) in missing.items():
+        start = examples[batch.rows[row]].meta["prompt"]
+        at = row * length + np.arange(start - 1, min(start - 1 + own, length))
+        at = at[weights[at] > 0]
+        others = (total - cost[row]) / (len(cost) - 1) if len(cost) > 1 else 0.0
+        advantage[at] = (cost[row] - others) / weights[at]
+    return {"length_advantage": advantage[batch.supervised]}
 
 
 def _turns(batch: Batch, examples: Sequence[Example]) -> Iterator[_Turn]:

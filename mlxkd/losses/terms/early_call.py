@@ -26,12 +26,16 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class Options:
-    """Factors of the three parts, and the share of the training over which they rise from 0."""
+    """Factors of the three parts, and the share of the training over which they rise from 0.
+
+    ``schema``: inside the call the grammar follows the schemas of the tools on offer; False leaves it to the opening.
+    """
 
     prefix: float = 0.2
     grammar: float = 0.02
     avoid: float = 0.2
     ramp: float = 0.25
+    schema: bool = True
 
     def __post_init__(self) -> None:
         for name in ("prefix", "grammar", "avoid", "ramp"):

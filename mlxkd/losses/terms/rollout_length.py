@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlxkd.errors import UserError
 from mlxkd.losses.distribution import Distribution
 
 NEEDS = "labels"
@@ -19,7 +20,13 @@ INPUTS = ("length_advantage",)
 
 @dataclass(frozen=True)
 class Options:
-    """None; the margin is given where the costs are worked out."""
+    """``margin``: tolerated excess over the teacher's length, as a share of it."""
+
+    margin: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.margin < 0:
+            raise UserError("margin must not be negative", where="loss.rollout_length")
 
 
 def loss(
