@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.gates import Evidence, Gate, Outcome, Thresholds, evaluate, next_rounds, overall
+from bench.statistics import Statistic, log_ratio
 
 SERIES = {"ttft_ms": 80.0, "tpot_ms": 12.0}
 
@@ -58,3 +59,27 @@ def _timed(gates: list[Gate]) -> list[Gate]:
 def rate(outcome: Outcome, builds: int, change: float, limits: Thresholds) -> float:
     """Share of simulated builds that end in ``outcome``."""
     return sum(build(seed, change, limits) == outcome for seed in range(builds)) / builds
+
+
+def coverage(name: Statistic, sessions: int, *, requests: int, slow: float, level: float = 0.95) -> dict[str, float]:
+    """Share of simulated sessions whose one-sided bound holds the truth (a build 4 % slower), by side.
+
+    Args:
+        sessions: of 10 rounds each, with a heat drift.
+        requests: per round.
+        slow: share of requests that take a quarter longer.
+        level: of the bounds.
+    """
+    truth, held = math.log(1.04), {"lower": 0, "upper": 0}
+    for seed in range(sessions):
+        rng = np.random.default_rng(seed)
+        sides: list[list[np.ndarray]] = [[], []]
+        for number in range(10):
+            heat = 0.05 * number / 10 + rng.normal(0, 0.02)
+            for side, shift in zip(sides, (0.0, truth), strict=True):
+                logs = heat + shift + rng.normal(0, 0.015) + rng.normal(0, 0.03, requests)
+                side.append(np.exp(logs + math.log(1.25) * (rng.random(requests) < slow)))
+        estimate = log_ratio(sides[0], sides[1], name, draws=400, seed=seed)
+        held["lower"] += estimate.bound(level, "lower") <= truth
+        held["upper"] += estimate.bound(level, "upper") >= truth
+    return {side: count / sessions for side, count in held.items()}

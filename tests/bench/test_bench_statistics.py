@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench import statistics
+from bench import simulation, statistics
 from bench.statistics import Estimate
 
 LIMIT = math.log(1.05)
@@ -123,18 +123,6 @@ def test_stored_baselines_carry_the_variance_of_two_days() -> None:
 @pytest.mark.parametrize(("name", "requests", "slow"), [("p50", 20, 0.05), ("es90", 100, 0.05), ("p95", 100, 0.0)])
 def test_intervals_cover_as_stated(name: str, requests: int, slow: float) -> None:
     """One-sided 95 % bounds hold the truth in 95 % of 300 sessions; 91.7 % is 2.6 standard errors below."""
-    truth, builds = math.log(1.04), 300
-    covered = {"lower": 0, "upper": 0}
-    for seed in range(builds):
-        rng = np.random.default_rng(seed)
-        sides: list[list[np.ndarray]] = [[], []]
-        for number in range(10):
-            heat = 0.05 * number / 10 + rng.normal(0, 0.02)
-            for side, shift in zip(sides, (0.0, truth), strict=True):
-                logs = heat + shift + rng.normal(0, 0.015) + rng.normal(0, 0.03, requests)
-                side.append(np.exp(logs + math.log(1.25) * (rng.random(requests) < slow)))
-        estimate = statistics.log_ratio(sides[0], sides[1], name, draws=400, seed=seed)  # type: ignore[arg-type]
-        covered["lower"] += estimate.bound(0.95, "lower") <= truth
-        covered["upper"] += estimate.bound(0.95, "upper") >= truth
-    assert min(covered.values()) / builds >= 0.917
-    assert max(covered.values()) / builds <= 0.99  # not by being uselessly wide
+    covered = simulation.coverage(name, 300, requests=requests, slow=slow)  # type: ignore[arg-type]
+    assert min(covered.values()) >= 0.917
+    assert max(covered.values()) <= 0.99  # not by being uselessly wide
