@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from ane.convert.source import CODES_FILE, METADATA_FILE
 from mlxkd import compat
-from mlxkd.quant.grids import grid
+from mlxkd.quant.grids import FLOAT, grid
 
 COMMON = {
     "hidden_size": 48,
@@ -57,13 +57,23 @@ def make_toy(folder: Path, family: str, *, dtype: mx.Dtype = mx.float16, seed: i
     return folder
 
 
-def packed(folder: Path, out: Path, bits: int, group: int) -> Path:
-    """The folder as mlx-lm quantises it; float16 scales."""
+def packed(folder: Path, out: Path, bits: int, group: int, mode: str = "affine") -> Path:
+    """The folder as mlx-lm quantises it; affine scales in float16."""
     model, config = compat.load_model(folder)
-    nn.quantize(model, group_size=group, bits=bits)
-    config = {**config, "quantization": {"group_size": group, "bits": bits, "mode": "affine"}}
+    nn.quantize(model, group_size=group, bits=bits, mode=mode)
+    config = {**config, "quantization": {"group_size": group, "bits": bits, "mode": mode}}
     compat.save_model_folder(out, model, config, folder)
     return out
+
+
+def on_grid(folder: Path, out: Path, name: str) -> Path:
+    """The folder with its matrices on a grid, as whoever makes such models saves them; "float" leaves it alone."""
+    if name == FLOAT:
+        return folder
+    packing = grid(name).packing
+    if packing is None:
+        return student(folder, out, name)
+    return packed(folder, out, packing["bits"], packing["group_size"], packing["mode"])
 
 
 def student(folder: Path, out: Path, name: str) -> Path:
