@@ -73,7 +73,7 @@ def coverage(name: Statistic, sessions: int, *, requests: int, slow: float, leve
     truth, held = math.log(1.04), {"lower": 0, "upper": 0}
     for seed in range(sessions):
         rng = np.random.default_rng(seed)
-        sides: list[list[np.ndarray]] = [[], []]
+        sides: list[list[Any]] = [[], []]
         for number in range(10):
             heat = 0.05 * number / 10 + rng.normal(0, 0.02)
             for side, shift in zip(sides, (0.0, truth), strict=True):
