@@ -227,6 +227,15 @@ class Evaluation(Section):
     tool_calls: int = Field(0, ge=0, description="held-out requests to answer per set (0 leaves tool calls out)")
     max_tokens: int = Field(96, gt=0, description="longest answer")
     rows: int = Field(16, gt=0, description="answers generated side by side")
+    timed: int = Field(
+        0, ge=0, description="of these requests so many are timed alone, at each validation and at the end; 0 for none"
+    )
+
+    @model_validator(mode="after")
+    def _requests(self) -> Evaluation:
+        if self.timed and not self.tool_calls:
+            raise ValueError("timed: the requests are those of tool_calls, which is 0")
+        return self
 
 
 class Recipe(Section):

@@ -21,6 +21,8 @@ from mlxkd.data.example import Example
 from mlxkd.errors import UserError
 from mlxkd.evaluation.agreement import agreement
 from mlxkd.evaluation.answers import Answer, answer_all
+from mlxkd.evaluation.clocks import Summary
+from mlxkd.evaluation.speed import time_answers
 from mlxkd.evaluation.toolcalls.scoring import aggregate
 from mlxkd.files import atomic_file, file_hash, write_json
 from mlxkd.losses.hidden import HiddenMatch, Projectors
@@ -248,7 +250,23 @@ def _validate(setup: Setup, model: nn.Module) -> Values:
     batches = setup.valid[: setup.recipe.training.evaluate_batches]
     found = agreement(judged, setup.teacher, batches, device_name())
     values = {name: metric.value for name, metric in found.items()}
-    return {"loss": values["nll"], "kl": values["kl"], "top1": values["top1"]}
+    seen: Values = {"loss": values["nll"], "kl": values["kl"], "top1": values["top1"]}
+    for name, metric in _clocks(setup, judged).items():
+        if name in ("ttft", "tpot", "ttfa_ms", "ttfa_tokens"):
+            # JSON knows no infinity: a median that falls on a request without a valid call is missing.
+            seen[name] = metric.value if metric.value is not None and math.isfinite(metric.value) else None
+            seen[f"{name}_censored"] = metric.censored
+    return seen
+
+
+def _clocks(setup: Setup, model: nn.Module) -> dict[str, Metric]:
+    """Latencies of lone requests after a warm-up, where the recipe wants them."""
+    wanted = setup.recipe.evaluation
+    cases = [case for part in setup.cases.values() for case in part][: wanted.timed]
+    if not cases:
+        return {}
+    timed = time_answers(model, setup.tokenizer, [cases[0], *cases], max_tokens=wanted.max_tokens)
+    return Summary(1, [timing for timing, _ in timed]).metrics(device_name())
 
 
 def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, Contender]:
@@ -291,6 +309,7 @@ def _contender(setup: Setup, title: str, model: nn.Module, tick: Any) -> Contend
     if answers:
         everything = aggregate([a.score for part in answers.values() for a in part], device)
         metrics |= {f"all/{key}": metric for key, metric in everything.items()}
+    metrics |= {f"speed/{name}": metric for name, metric in _clocks(setup, model).items()}
     weights = leaves(model.parameters())
     return Contender(title, _count(model), sum(w.nbytes for _, w in weights), metrics, answers)
 

@@ -14,7 +14,7 @@ from mlxkd import compat
 from mlxkd.data.example import Example, Span
 from mlxkd.data.records import Record
 from mlxkd.data.render import RenderOptions, render
-from mlxkd.data.spans import weighted
+from mlxkd.data.spans import Required, weighted
 from mlxkd.errors import UserError
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
@@ -74,6 +74,7 @@ def test_spans_are_exact_where_the_tokenizer_cuts_at_bytes(tmp_path: Path, name:
     inside = [s for s in example.spans if s.kind in ("name", "key", "value", "structure", "end")]
     assert (min(s.start for s in inside), max(s.end for s in inside)) == call
     assert example.meta["calls"][1] is None
+    assert example.meta["required"] == [Required(("get_weather",)), Required((), tuple(EXPECTED["evidence"]))]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -77,6 +77,23 @@ def test_the_last_validation_equals_the_reloaded_student_to_the_bit(finished: Pa
     assert found["nll"].value == min(validations[1:])
 
 
+def test_requests_are_timed_on_the_packed_kernels_at_each_validation(toy_teacher: Path, tmp_path: Path) -> None:
+    arguments = quick(evaluation__timed="3", hidden="null", training__steps="4", training__evaluate_every="2")
+    result = CliRunner().invoke(
+        main, _train(tmp_path, "--teacher", str(toy_teacher), *arguments), catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    seen = [v for v in read_metrics(tmp_path / "demo" / "metrics.jsonl") if "valid/ttft" in v]
+    assert [v["step"] for v in seen] == [2, 4]
+    assert all(v["valid/ttft"] > v["valid/tpot"] > 0 for v in seen)
+    assert all(v["valid/ttfa_tokens"] is None and v["valid/ttfa_tokens_censored"] > 0 for v in seen), "a random teacher"
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    figures = report["contenders"]["student"]["metrics"]
+    assert figures["speed/ttft"]["n"] == 3 and figures["speed/ttfa_tokens"]["p50"] == "inf"
+    with pytest.raises(UserError, match="timed: the requests are those of tool_calls"):
+        load_recipe("demo", ("evaluation.timed=2", "evaluation.tool_calls=0"))
+
+
 def test_student_and_baseline_saw_the_same_tokens(finished: Path) -> None:
     lines = read_metrics(finished / "metrics.jsonl")
     seen = {run: [v["tokens"] for v in lines if v["run"] == run and "tokens" in v] for run in ("student", "baseline")}
