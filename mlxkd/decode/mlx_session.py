@@ -40,7 +40,6 @@ class MlxSession:
 
     query_sizes: tuple[int, ...] | None = None
     computes_all_rows = False
-    takes_device_tokens = True
 
     def __init__(
         self,
@@ -53,6 +52,8 @@ class MlxSession:
         kv_group_size: int = 64,
     ):
         self.model, self.batch_size = model, batch_size
+        # One row on a CPU loses by running ahead: 1.7 ms per step became 2.1 on a model of 260 thousand parameters.
+        self.takes_device_tokens = batch_size > 1 or mx.default_device() != mx.cpu
         self._quantized = (kv_group_size, kv_bits) if kv_bits else None
         self.max_context = max_context or _context_of(config or vars(getattr(model, "args", object())))
         kinds = [_converted(cache, 1, self._quantized) for cache in compat.new_cache(model)]

@@ -58,6 +58,7 @@ def test_running_ahead_changes_no_answer(name: str) -> None:
 def test_the_first_token_waits_for_no_second_forward() -> None:
     model, config = tiny("llama")
     session = Recording(model, config)
+    session.takes_device_tokens = True
     engine = Engine(session, PlainTokenizer())
     engine.admit(Request(prompt(6), GenerateOptions(4)))
     engine.step()
