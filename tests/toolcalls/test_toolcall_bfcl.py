@@ -232,7 +232,7 @@ def test_faults_name_file_line_and_field(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"irrelevance.json:1: f.parameters.x.type: unknown type 'flot'"):
         reader.load_cases(tmp_path, "irrelevance")
     (tmp_path / "BFCL_v4_irrelevance.json").write_text('{"id": "a"}\n')
-    with pytest.raises(UserError, match=r"irrelevance.json:1: field 'question' or 'id' is missing"):
+    with pytest.raises(UserError, match=r"irrelevance.json:1: the line: 'question' is a required property"):
         reader.load_cases(tmp_path, "irrelevance")
     with pytest.raises(UserError, match="unknown BFCL category 'simpel'"):
         reader.load_cases(tmp_path, "simpel")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import best_match
 
 from mlxkd.errors import UserError, unknown
 from mlxkd.evaluation.toolcalls.bfcl.categories import CATEGORIES, IRRELEVANCE, RELEVANCE, language
@@ -29,6 +32,62 @@ JSON_TYPES: dict[str, str | None] = {
 }
 FOREIGN = ("simple_java", "simple_javascript")
 SYNTAX = {"python": "Python 3", "java": "Java 8 SDK", "javascript": "JavaScript"}
+_ITEMS = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}}
+_PARAMETER = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"description": {"type": "string"}, "type": {"type": "string"}},
+    "if": {"properties": {"type": {"enum": ["array", "tuple", "Array", "ArrayList"]}}},
+    "then": {"required": ["items"], "properties": {"items": _ITEMS}},
+}
+_FUNCTION = {
+    "type": "object",
+    "required": ["name", "parameters"],
+    "properties": {
+        "name": {"type": "string"},
+        "description": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "required": ["properties"],
+            "properties": {
+                "properties": {"type": "object", "additionalProperties": _PARAMETER},
+                "required": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+    },
+}
+CASE_SHAPE = {
+    "type": "object",
+    "required": ["id", "question", "function"],
+    "properties": {
+        "id": {"type": "string"},
+        "question": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "array", "items": {"type": "object", "required": ["role", "content"]}},
+        },
+        "function": {"type": "array", "items": _FUNCTION},
+    },
+}
+# Each member of an allowed object lists its own allowed values (one case of the leaderboard's has a string there).
+_OBJECT = {"if": {"type": "object"}, "then": {"additionalProperties": {"type": ["array", "string"]}}}
+_ALLOWED = {"type": "array", "items": {**_OBJECT, "items": _OBJECT}}
+ANSWER_SHAPE = {
+    "type": "object",
+    "required": ["id", "ground_truth"],
+    "properties": {
+        "id": {"type": "string"},
+        "ground_truth": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": 1,
+                "additionalProperties": {"type": "object", "additionalProperties": _ALLOWED},
+            },
+        },
+    },
+}
 LANGUAGES = {"java": "Java", "javascript": "JavaScript"}
 
 
@@ -75,10 +134,11 @@ def load_cases(folder: str | Path, category: str) -> list[Case]:
     file = folder / f"{PREFIX}{category}.json"
     answers = {} if category in (*IRRELEVANCE, *RELEVANCE) else _answers(folder, category)
     cases = []
-    for where, item in _lines(file):
+    for where, item in _lines(file, CASE_SHAPE):
         if answers and item["id"] not in answers:
             raise UserError(f"case {item['id']!r} has no possible answer", where=where)
         functions = tuple(item["function"])
+        _check_names(answers.get(item["id"], ()), functions, where)
         tools = tuple(as_tool(f, where, language(category)) for f in functions)
         cases.append(
             Case(item["id"], category, tuple(item["question"][0]), functions, tools, answers.get(item["id"], ()))
@@ -89,12 +149,21 @@ def load_cases(folder: str | Path, category: str) -> list[Case]:
 def _answers(folder: Path, category: str) -> dict[str, tuple[dict[str, Any], ...]]:
     beside = folder / f"possible_answer_{category}.json"
     file = beside if beside.is_file() else folder / "possible_answer" / f"{PREFIX}{category}.json"
-    return {item["id"]: tuple(item["ground_truth"]) for _, item in _lines(file, "ground_truth")}
+    return {item["id"]: tuple(item["ground_truth"]) for _, item in _lines(file, ANSWER_SHAPE)}
 
 
-def _lines(file: Path, *fields: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _check_names(answers: Sequence[dict[str, Any]], functions: Sequence[dict[str, Any]], where: str) -> None:
+    """The rules look up the function of each answer."""
+    names = {function["name"] for function in functions}
+    for name in (next(iter(answer)) for answer in answers):
+        if name not in names:
+            raise UserError(f"the possible answer calls {name!r}, which this case does not offer", where=where)
+
+
+def _lines(file: Path, shape: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not file.is_file():
         raise UserError("no such BFCL file", where=str(file))
+    validator = jsonschema.Draft202012Validator(shape)
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
@@ -103,9 +172,10 @@ def _lines(file: Path, *fields: str) -> Iterator[tuple[str, dict[str, Any]]]:
             item = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"broken JSON at column {error.colno}: {error.msg}", where=where) from error
-        for field in fields or ("question", "function"):
-            if not isinstance(item, dict) or not isinstance(item.get(field), list) or "id" not in item:
-                raise UserError(f"field {field!r} or 'id' is missing or of the wrong type", where=where)
+        error = best_match(validator.iter_errors(item))
+        if error is not None:
+            field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path).lstrip(".")
+            raise UserError(f"{f'field {field!r}' if field else 'the line'}: {error.message[:200]}", where=where)
         yield where, item
 
 
@@ -147,7 +217,7 @@ def _schema(schema: Any, field: str, where: str) -> dict[str, Any]:
     out = dict(schema)
     declared = out.pop("type", None)
     if declared is not None:
-        if not isinstance(declared, str) or (declared not in JSON_TYPES and not declared[0].isupper()):
+        if not isinstance(declared, str) or (declared not in JSON_TYPES and not declared[:1].isupper()):
             raise unknown("type", str(declared), JSON_TYPES, where=f"{where}: {field}.type")
         mapped = JSON_TYPES.get(declared, "string")
         out = {"type": mapped, **out} if mapped else out
