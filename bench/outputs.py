@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 from bench.gates import Gate, Outcome, overall
 from mlxkd.report import Document, Heading, Section, Table, Text
-from mlxkd.report.document import Tone, show_number, show_quantity
+from mlxkd.report.sections import Tone
+from mlxkd.report.values import show_number, show_quantity
 
 TONES: dict[Outcome, Tone] = {"pass": "good", "fail": "bad", "cannot tell": "unsure", "not available": "note"}
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from bench import statistics
 from bench.results import Report
-from mlxkd.report.document import Tone, show_number
+from mlxkd.report.sections import Tone
+from mlxkd.report.values import show_number
 
 SMALL_KL = 0.01  # nats per token: below the loss of 8-bit weights on the models of the measurements
 LOST_CALLS = 0.02

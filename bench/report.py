@@ -11,7 +11,7 @@ from bench.recommend import Advice
 from bench.results import UNITS, Report
 from mlxkd.metric import Metric
 from mlxkd.report import Document, Figure, Heading, Section, Table, Text, Tiles, plots
-from mlxkd.report.document import show_quantity
+from mlxkd.report.values import show_quantity
 
 if TYPE_CHECKING:
     from ane.residency.predict import Residency

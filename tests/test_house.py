@@ -41,3 +41,25 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 60, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("room", ["mlxkd/decode", "mlxkd/report", "ane/residency", "bench"])
+def test_no_module_imports_itself_through_others(room: str) -> None:
+    """Imports inside functions and for types alone count too: they hide a circle, they do not open it."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / room).rglob("*.py")}
+    modules = {name: path for name, path in modules.items() if not name.endswith("__init__")}
+    needs = {name: _needed(path, set(modules)) for name, path in modules.items()}
+    while free := {name for name, wanted in needs.items() if not wanted & needs.keys()}:
+        needs = {name: wanted for name, wanted in needs.items() if name not in free}
+    assert not needs, f"these import each other in a circle: {sorted(needs)}"
+
+
+def _needed(path: Path, modules: set[str]) -> set[str]:
+    """The modules of ``modules`` that a file imports, by any spelling."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules

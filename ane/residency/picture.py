@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from ane.residency.predict import FunctionResidency, Placement, Residency
-from mlxkd.report.document import show_quantity
+from mlxkd.report.values import show_quantity
 
 # Colours follow the page through CSS variables; the letters tell devices apart without colour.
 COLOURS = {"ANE": "var(--c3, #008060)", "CPU": "var(--c2, #d04e00)", "fails": "var(--bad, #c4232f)"}

@@ -21,7 +21,7 @@ from bench.report import residency_sections
 from mlxkd.errors import UserError
 from mlxkd.files import atomic_file, write_json
 from mlxkd.report import Document, Heading, Section, Table, Text
-from mlxkd.report.document import show_quantity
+from mlxkd.report.values import show_quantity
 from mlxkd.runtime import versions
 
 HELP = """\b

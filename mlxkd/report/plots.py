@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlxkd.metric import Metric
-from mlxkd.report.document import show_quantity
+from mlxkd.report.values import show_quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
