@@ -20,7 +20,7 @@ def shown(gate: Gate, value: float | None) -> str:
     if value is None:
         return "–"
     if gate.unit == "ratio":
-        return f"{100 * (value - 1):+.1f} %"
+        return f"{round(100 * (value - 1), 1) + 0.0:+.1f} %"  # adding 0.0 drops the sign of a negative zero
     if gate.unit == "share":
         return show_quantity(value, "share")
     return f"{show_number(value)} {gate.unit}"

@@ -55,7 +55,8 @@ def paragraphs(text: str) -> str:
 
 def cell(value: Cell, tagged: bool = True) -> str:
     """A cell's value; figures carry how they were obtained, in words if ``tagged`` and on hover."""
-    shown = inline(show_value(value))
+    # A number and its unit stay on one line.
+    shown = inline(re.sub(r"(?<=\d) (?=\S+$)", "\N{NO-BREAK SPACE}", show_value(value)))
     if not isinstance(value, Metric):
         return shown
     if value.value is None:

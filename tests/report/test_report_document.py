@@ -85,6 +85,12 @@ def test_html_is_well_formed_self_contained_and_literal() -> None:
     assert "not available here: needs macOS" in page.words
 
 
+def test_a_number_and_its_unit_stay_on_one_line() -> None:
+    page = Table(("a", "b"), [("+5.0 %", "18 steps to 20 steps"), ("no 5 % here", TTFT)]).html()
+    assert "+5.0\N{NO-BREAK SPACE}%" in page and "18 steps to 20\N{NO-BREAK SPACE}steps" in page
+    assert "no 5 % here" in page and "12.3\N{NO-BREAK SPACE}ms" in page
+
+
 def test_ids_are_unique_and_links_lead_somewhere() -> None:
     page = Page(sample().html())
     pictures = sample().html().split("<figure>")[1:]
