@@ -27,7 +27,7 @@ PREFIX, SUFFIX = 400, 32
 def first_token(engine: Engine, prompt: list[int]) -> float:
     """Seconds from admission to the first token of an answer that goes on."""
     started = time.perf_counter()
-    row = engine.admit(Request(tuple(prompt), GenerateOptions(2, stop_tokens=frozenset())))
+    (row,) = engine.admit(Request(tuple(prompt), GenerateOptions(2, stop_tokens=frozenset())))
     engine.step()
     seconds = time.perf_counter() - started
     engine.step()  # stores the prompt, ends the answer
@@ -40,6 +40,7 @@ def suffix_alone(session: MlxSession, prompt: list[int]) -> float:
     session.rewind([PREFIX])
     started = time.perf_counter()
     session.extend(np.array([prompt[PREFIX:-1]], dtype=np.int32))
+    session.wait()
     logits = session.extend(np.array([prompt[-1:]], dtype=np.int32))
     np.array(logits).argmax()
     return time.perf_counter() - started
@@ -55,6 +56,7 @@ def measure(quick: bool) -> dict[str, Metric]:
     cold = Engine(MlxSession(net, config), tokenizer)
     held = MlxSession(net, config)
     held.extend(np.array([prefix], dtype=np.int32))
+    held.wait()
     first_token(warm, [*prefix, 5])
     times: dict[str, list[float]] = {"hit": [], "suffix": [], "cold": []}
     for round_number in range(12 if quick else 60):
