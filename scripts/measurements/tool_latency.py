@@ -2,14 +2,23 @@
 
 Both begin as the embedded teacher and train on demo conversations whose answers think aloud before they call. Peer:
 cross-entropy on all of the answer. Ours: the same, with little weight on the thinking, three in ten calls rendered
-without it, plus ``early_call`` and ``expected_length``. Held-out requests of known and composed tools, greedy, real
-model. ``ablation`` rows name what each part does alone: a mean over seeds, n held-out requests behind it.
+without it, plus ``early_call``, ``expected_length`` and ``rollout_length``. Held-out requests of known and composed
+tools, greedy, real model. ``ablation`` rows name what each part does alone: a mean over seeds, n held-out requests
+behind it. Every student is a cell that is kept in the user's cache (``mlxkd/tool-latency-cells``), so that a run that
+was stopped goes on; another teacher, other data or another recipe is another cell.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
 import random
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,20 +29,25 @@ from mlx.utils import tree_map
 
 from mlxkd import compat
 from mlxkd.data.batching import Batches
+from mlxkd.data.example import Example
 from mlxkd.data.records import Record
 from mlxkd.data.render import RenderOptions, render
 from mlxkd.demo import DEMO_TEACHER, world
-from mlxkd.evaluation.clocks import Timing
 from mlxkd.evaluation.speed import time_answers
 from mlxkd.evaluation.toolcalls.parsing import parser_for
-from mlxkd.evaluation.toolcalls.scoring import CallScore, score
+from mlxkd.evaluation.toolcalls.scoring import score
+from mlxkd.files import file_hash, write_json
 from mlxkd.losses.latency.collect import LatencyInputs
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
-from mlxkd.runtime import device_name
+from mlxkd.recipe import OnPolicy
+from mlxkd.runtime import device_name, versions
 from mlxkd.students.split import Split
+from mlxkd.training.feed import StudentText
+from mlxkd.training.state import data_hash
 
+METHOD = 1  # to be raised when a change of this file or of a loss changes what a cell would say
 ALOUD = (
     "let me think about that.",
     "I look at the tools that I have.",
@@ -42,100 +56,190 @@ ALOUD = (
     "now I know what to do.",
     "first I read it again.",
 )
-CE = Term("cross_entropy")
+SHAPE = (8, 320)
+LONGEST = 160
+RATE = 3e-4
+TOLERATED = 1.15  # tokens of a complete answer over those of the expected one
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a student is trained: the loss, how conversations are rendered, the share of batches it writes itself."""
+
+    terms: tuple[Term, ...] = ()
+    preamble: float = 1.0
+    direct_calls: float = 0.0
+    on_policy: float = 0.0
+
+    @property
+    def loss(self) -> tuple[Term, ...]:
+        return (Term("cross_entropy"), *self.terms)
+
+    @property
+    def rendering(self) -> RenderOptions:
+        weights = {"preamble": self.preamble} if self.preamble != 1 else {}
+        return RenderOptions(weights=weights, direct_calls=self.direct_calls)
+
+    def facts(self) -> dict[str, Any]:
+        terms = [[t.name, t.weight, dataclasses.asdict(t.options)] for t in self.terms]
+        return {**dataclasses.asdict(dataclasses.replace(self, terms=())), "terms": terms}
+
+
 EARLY = Term("early_call", 1.0, options={"ramp": 0.25})
 LENGTH = Term("expected_length", 0.5)
-PLAIN, LIGHT = RenderOptions(), RenderOptions(weights={"preamble": 0.05})
-DIRECT = RenderOptions(direct_calls=0.3)
-VARIANTS: dict[str, tuple[tuple[Term, ...], RenderOptions]] = {
-    "sft": ((CE,), PLAIN),
-    "light_preamble": ((CE,), LIGHT),
-    "direct_calls": ((CE,), DIRECT),
-    "early_call": ((CE, EARLY), PLAIN),
-    "expected_length": ((CE, LENGTH), PLAIN),
-    "all": ((CE, EARLY, LENGTH), RenderOptions(weights={"preamble": 0.05}, direct_calls=0.3)),
+ROLLOUT = Term("rollout_length", 0.5)
+VARIANTS = {
+    "sft": Variant(),
+    "light_preamble": Variant(preamble=0.05),
+    "direct_calls": Variant(direct_calls=0.3),
+    "early_call": Variant((EARLY,)),
+    "expected_length": Variant((LENGTH,)),
+    "rollout_length": Variant((ROLLOUT,), on_policy=0.2),
+    "all": Variant((EARLY, LENGTH, ROLLOUT), preamble=0.05, direct_calls=0.3, on_policy=0.2),
 }
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Held-out answers of one student."""
+class Cell:
+    """Held-out answers of one student.
 
-    timings: list[Timing]
-    scores: list[CallScore]
+    Args:
+        valid: tokens to the first valid call of each request that wants one; None where it never came.
+        exact: whether each answer is exact.
+        false_calls: whether a call was attempted, of each request that wants none.
+        lengths: tokens of each exact answer over those of the expected one.
+        seconds: of processor time that the cell took.
+    """
+
+    valid: list[int | None]
+    exact: list[bool]
+    false_calls: list[bool]
+    lengths: list[float]
+    seconds: float
 
     def tokens(self, q: float) -> float:
         """Quantile of tokens to the first valid call; infinite when it falls on a request without one."""
-        values = [t.ttfa_tokens if t.ttfa_tokens is not None else np.inf for t in self.timings if t.should_call]
+        values = [v if v is not None else np.inf for v in self.valid]
         return float(np.quantile(values, q, method="inverted_cdf"))
-
-    @property
-    def exact(self) -> float:
-        return float(np.mean([s.exact for s in self.scores]))
-
-    @property
-    def false_calls(self) -> float:
-        return float(np.mean([s.called for s in self.scores if not s.should_call] or [np.nan]))
 
 
 def measure(quick: bool) -> dict[str, Metric]:
-    """Ratios (ours over the peer's), points of exactness lost, and one ablation row per variant."""
-    seeds, steps, held = (range(1), 40, 48) if quick else (range(3), 100, 200)
-    outcomes = {name: [_student(name, seed, steps, held) for seed in seeds] for name in VARIANTS}
-    sft, ours = outcomes["sft"], outcomes["all"]
-    count = len(sft) * held
+    """Ratios (ours over the peer's), points of exactness lost, over-calling, lengths, one ablation row per variant."""
+    seeds, steps, held = (range(1), 16, 24) if quick else (range(3), 90, 160)
+    cells = {name: [kept(name, seed, steps, held) for seed in seeds] for name in VARIANTS}
+    sft, ours = cells["sft"], cells["all"]
+    count, device = len(sft) * held, device_name()
     out = {
         f"first_call_tokens_ratio_p{int(q * 100)}": Metric(
-            _mean([o.tokens(q) for o in ours]) / _mean([o.tokens(q) for o in sft]),
-            "ratio",
-            "measured",
-            device_name(),
-            count,
+            _mean(o.tokens(q) for o in ours) / _mean(o.tokens(q) for o in sft), "ratio", "measured", device, count
         )
         for q in (0.5, 0.95)
     }
-    lost = 100 * (_mean([o.exact for o in sft]) - _mean([o.exact for o in ours]))
-    out["exactness_loss_points"] = Metric(lost, "points", "measured", device_name(), count)
-    for name, found in outcomes.items():
-        note = f"p95 {_mean([o.tokens(0.95) for o in found]):.1f}, exact {_mean([o.exact for o in found]):.3f}, "
-        note += f"false calls {_mean([o.false_calls for o in found]):.3f}"
-        value = _mean([o.tokens(0.5) for o in found])
-        out[f"ablation_{name}"] = Metric(value, "tokens", "measured", device_name(), count, note=note)
+    lost = 100 * (_mean(_share(o.exact) for o in sft) - _mean(_share(o.exact) for o in ours))
+    out["exactness_loss_points"] = Metric(lost, "points", "measured", device, count)
+    over = 100 * (_mean(_share(o.false_calls) for o in ours) - _mean(_share(o.false_calls) for o in sft))
+    out["more_false_calls_points"] = Metric(over, "points", "measured", device, sum(len(o.false_calls) for o in ours))
+    lengths = [length for o in ours for length in o.lengths]
+    within = _share([length <= TOLERATED for length in lengths]) if lengths else None
+    note = f"of exact answers, at most {TOLERATED} times as long as expected" if lengths else "no answer is exact"
+    out["short_answers"] = Metric(within, "share", "measured", device, len(lengths), note=note)
+    for name, found in cells.items():
+        note = f"p95 {_mean(o.tokens(0.95) for o in found):.1f}, exact {_mean(_share(o.exact) for o in found):.3f}, "
+        note += f"false calls {_mean(_share(o.false_calls) for o in found):.3f}, "
+        note += f"{_mean(o.seconds for o in found):.0f} CPU s a student"
+        out[f"ablation_{name}"] = Metric(
+            _mean(o.tokens(0.5) for o in found), "tokens", "measured", device, count, note=note
+        )
     return out
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
 
 
-def _student(name: str, seed: int, steps: int, held: int) -> Outcome:
-    terms, options = VARIANTS[name]
+def _share(hits: list[bool]) -> float:
+    return float(np.mean(hits)) if hits else float("nan")
+
+
+def cache_folder() -> Path:
+    """Where measured cells live: ``mlxkd/tool-latency-cells`` in the user's cache."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "mlxkd" / "tool-latency-cells"
+
+
+def kept(name: str, seed: int, steps: int, held: int) -> Cell:
+    """The cell of a student, measured now or before, with this teacher, data, recipe and MLX."""
+    started = time.process_time()
+    variant = VARIANTS[name]
     model, tokenizer, _ = compat.load(DEMO_TEACHER)
-    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
-    examples = [render(r, tokenizer, options) for r in _aloud(seed, 8 * steps)]
-    batches = Batches(examples, [(8, 320)], seed)
-    _train(model, tokenizer, batches, terms, steps)
+    examples = [render(r, tokenizer, variant.rendering) for r in _aloud(seed, SHAPE[0] * steps)]
     cases = [case for split in ("known", "composed") for case in _cases(split, held // 2)]
-    answers = time_answers(model, tokenizer, cases, max_tokens=160, rows=16)
+    facts = {
+        "variant": variant.facts(),
+        "seed": seed,
+        "steps": steps,
+        "rate": RATE,
+        "teacher": file_hash(DEMO_TEACHER / "model.safetensors"),
+        "data": data_hash(examples),
+        "cases": hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest(),
+        "mlx": versions()["mlx"],
+        "version": METHOD,
+    }
+    path = cache_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        return Cell(**json.loads(path.read_text(encoding="utf-8"))["cell"])
+    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
+    _train(model, tokenizer, examples, variant, seed, steps)
+    cell = dataclasses.replace(_answers(model, tokenizer, cases), seconds=time.process_time() - started)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"student": {"name": name, **facts}, "cell": dataclasses.asdict(cell)})
+    print(f"{name}, seed {seed}: {cell.seconds:.0f} CPU s", file=sys.stderr)
+    return cell
+
+
+def _answers(model: nn.Module, tokenizer: Any, cases: list[dict[str, Any]]) -> Cell:
     parser = parser_for(tokenizer)
+    answers = time_answers(model, tokenizer, cases, max_tokens=LONGEST, rows=16)
     scores = [score(c["messages"], c["tools"], text, parser) for c, (_, text) in zip(cases, answers, strict=True)]
-    return Outcome([timing for timing, _ in answers], scores)
-
-
-def _train(model: nn.Module, tokenizer: Any, batches: Batches, terms: tuple[Term, ...], steps: int) -> None:
-    split = Split(model)
-    latency = LatencyInputs(terms, split, tokenizer)
-    rate = optim.join_schedules(
-        [optim.linear_schedule(0.0, 3e-4, max(1, steps // 10)), optim.cosine_decay(3e-4, steps)], [max(1, steps // 10)]
+    timings = [timing for timing, _ in answers]
+    lengths = [
+        timing.tokens / _expected_tokens(case, tokenizer)
+        for case, timing, found in zip(cases, timings, scores, strict=True)
+        if found.exact
+    ]
+    return Cell(
+        [t.ttfa_tokens for t in timings if t.should_call],
+        [s.exact for s in scores],
+        [s.called for s in scores if not s.should_call],
+        lengths,
+        0.0,
     )
+
+
+def _expected_tokens(case: dict[str, Any], tokenizer: Any) -> int:
+    """Tokens of the expected answer, its end token included."""
+    record = Record("messages", messages=tuple(case["messages"]), tools=tuple(case["tools"]))
+    start, end = render(record, tokenizer).meta["turns"][-1]
+    return int(end - start)
+
+
+def _train(model: nn.Module, tokenizer: Any, examples: list[Example], variant: Variant, seed: int, steps: int) -> None:
+    split = Split(model)
+    data = Batches(examples, [SHAPE], seed)
+    feed: Batches | StudentText = data
+    if variant.on_policy:
+        stop = frozenset(int(token) for token in tokenizer.eos_token_ids)
+        wanted = OnPolicy(share=variant.on_policy, max_tokens=LONGEST // 2)
+        feed = StudentText(data, wanted, model, model, stop, seed, steps)
+    latency = LatencyInputs(variant.loss, split, tokenizer)
+    warm_up = max(1, steps // 10)
+    rate = optim.join_schedules([optim.linear_schedule(0.0, RATE, warm_up), optim.cosine_decay(RATE, steps)], [warm_up])
     optimizer = optim.AdamW(rate, weight_decay=0.01)
     for step in range(steps):
-        batch = batches.batch(step)
-        given = latency(batch, batches.examples)
-        progress = step / steps
-        found = loss_and_gradients(
-            model, split, batch, None, terms, float(batch.weights.sum()), progress=progress, inputs=given
-        )
+        batch = feed.batch(step)
+        given = latency(batch, feed.examples)
+        weight = float(batch.weights.sum())
+        found = loss_and_gradients(model, split, batch, None, variant.loss, weight, progress=step / steps, inputs=given)
         gradients, _ = optim.clip_grad_norm(found.gradients, 1.0)
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state)
@@ -154,7 +258,7 @@ def _aloud(seed: int, count: int) -> list[Record]:
     return records
 
 
-def _cases(split: str, count: int) -> list[dict[str, Any]]:
+def _cases(split: world.Set, count: int) -> list[dict[str, Any]]:
     cases = []
     for record in world.conversations(split, 60_000, count):
         first = next(i for i, m in enumerate(record["messages"]) if m["role"] == "assistant")
