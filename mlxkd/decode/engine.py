@@ -196,10 +196,10 @@ class Engine:
 
     @property
     def _compactable(self) -> bool:
-        """Whether a busy row lies above a free one, and the session would not pay for it further down."""
+        """Whether moving requests down halves the rows that a forward spans, where the session pays by span."""
         if self.drafter is not None or self.session.computes_all_rows or not self.rows:
             return False
-        return max(self.rows) >= len(self.rows)
+        return max(self.rows) + 1 >= 2 * len(self.rows)
 
     def _compact(self) -> None:
         """Move requests to the lowest rows."""

@@ -152,6 +152,9 @@ class MlxSession:
         """One forward from the first to the last row that takes part: a prompt alone costs one row."""
         busy = np.flatnonzero(valid)
         first, last = (int(busy[0]), int(busy[-1])) if len(busy) else (0, 0)
+        lengths = self._lengths[first : last + 1]
+        if tokens.shape[1] == 1 and 2 * len(lengths) > self.batch_size and (lengths != lengths[0]).any():
+            first, last = 0, self.batch_size - 1  # one scatter into all rows costs less than a write for each
         rows = slice(first, last + 1)
         logits = self._forward(0, tokens[rows], Lengths(self._lengths[rows], first), self._lengths + valid)
         around = (first, self.batch_size - last - 1)
