@@ -51,6 +51,7 @@ class Try:
         average: decay of an exponential average of masters and ranges that ships; 0 ships the last.
         own_text: tokens sampled from the float model that join the training text.
         cross_entropy: its weight; the KL to the float model has the rest.
+        temperature: of the KL's softmaxes, without the usual square: Adam does not see it.
         hidden: weight of the relative squared error of every layer's output.
     """
 
@@ -67,6 +68,7 @@ class Try:
     average: float = 0.0
     own_text: int = 0
     cross_entropy: float = 0.0
+    temperature: float = 1.0
     hidden: float = 0.0
     seed: int = 0
 
@@ -233,15 +235,15 @@ def _step(
     head = teacher.model.embed_tokens
 
     def loss_of(rows: mx.array, states: mx.array) -> mx.array:
-        theirs = mx.softmax(head.as_linear(states[:, -1]), axis=-1)
+        theirs = mx.softmax(head.as_linear(states[:, -1]) / tried.temperature, axis=-1)
         ours = layer_states(student, rows[:, :-1])
         logits = student.model.embed_tokens.as_linear(ours[:, -1])
-        norm = mx.logsumexp(logits, axis=-1)
+        soft = logits / tried.temperature
         # KL up to the teacher's entropy, which has no gradient.
-        loss = (1 - tried.cross_entropy) * mx.mean(norm - mx.sum(theirs * logits, axis=-1))
+        divergence = mx.mean(mx.logsumexp(soft, axis=-1) - mx.sum(theirs * soft, axis=-1))
+        loss = (1 - tried.cross_entropy) * divergence
         if tried.cross_entropy:
-            targets = mx.take_along_axis(logits, rows[:, 1:, None], axis=-1).squeeze(-1)
-            loss = loss + tried.cross_entropy * mx.mean(norm - targets)
+            loss = loss + tried.cross_entropy * mx.mean(nn.losses.cross_entropy(logits, rows[:, 1:]))
         if tried.hidden:
             error, size = (mx.mean(mx.square(x[:, :-1]), axis=(0, 2, 3)) for x in (ours - states, states))
             loss = loss + tried.hidden * mx.mean(error / size)

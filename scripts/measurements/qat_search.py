@@ -12,18 +12,35 @@ from mlxkd.metric import Metric
 from mlxkd.runtime import device_name
 from scripts.measurements._qat_cells import Try, kept, open_bench, shared_data
 
+FOUR = Try("qat", "mlx-affine4-g32", 300, 1e-3)
 THREE = Try("qat", "mlx-affine3-g32", 300, 1e-3)
+SHORT = replace(THREE, steps=60)
 SEARCH = (
+    replace(FOUR, steps=60),
+    replace(FOUR, steps=60, rate=3e-4),
+    replace(FOUR, steps=60, hidden=5.0),
+    replace(FOUR, steps=60, rate=3e-4, hidden=5.0),
+    FOUR,
+    replace(FOUR, rate=3e-4),
+    replace(FOUR, method="dwq"),
+    SHORT,
+    replace(SHORT, hidden=1.0),
+    replace(SHORT, hidden=5.0),
+    replace(SHORT, rate=2e-3, hidden=1.0),
+    replace(SHORT, temperature=2.0),
+    replace(SHORT, ranges_first=0.3, range_rate=0.3),
     THREE,
+    replace(THREE, rate=5e-4),
     replace(THREE, rows=8, steps=600),
     replace(THREE, average=0.97),
     replace(THREE, range_rate=0.3),
     replace(THREE, hidden=1.0),
     replace(THREE, steps=1200),
     replace(THREE, steps=1200, own_text=250_000),
+    replace(THREE, method="dwq"),
+    replace(THREE, method="dwq", rate=3e-3),
     Try("qat", "mlx-affine2-g32", 600, 2e-3, rows=8),
     Try("qat", "mlx-affine2-g32", 1200, 2e-3),
-    Try("qat", "mlx-affine4-g32", 300, 1e-3),
     Try("qat", "ane-lut4", 300, 1e-3),
     Try("qat", "ane-lut3", 300, 1e-3),
     Try("qat", "ane-int8", 100, 3e-4),
@@ -31,11 +48,11 @@ SEARCH = (
 
 
 def label(tried: Try) -> str:
-    """The grid, and everything that is not as it stands by itself."""
+    """Grid and method, and everything that is not as it stands by itself."""
     plain = Try(tried.method, tried.grid)
     fields = [f.name for f in dataclasses.fields(tried) if f.name not in ("method", "grid")]
     words = [f"{n} {getattr(tried, n):g}" for n in fields if getattr(tried, n) != getattr(plain, n)]
-    return ", ".join([tried.grid, *words])
+    return ", ".join([f"{tried.grid} {tried.method}", *words])
 
 
 def measure(quick: bool) -> dict[str, Metric]:
