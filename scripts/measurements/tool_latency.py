@@ -125,7 +125,7 @@ class Cell:
 
 def measure(quick: bool) -> dict[str, Metric]:
     """Ratios (ours over the peer's), points of exactness lost, over-calling, lengths, one ablation row per variant."""
-    seeds, steps, held = (range(1), 16, 24) if quick else (range(3), 90, 160)
+    seeds, steps, held = (range(1), 16, 24) if quick else (range(3), 60, 120)
     cells = {name: [kept(name, seed, steps, held) for seed in seeds] for name in VARIANTS}
     sft, ours = cells["sft"], cells["all"]
     count, device = len(sft) * held, device_name()
