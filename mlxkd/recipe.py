@@ -111,6 +111,7 @@ class OnPolicy(Section):
 
     share: float = Field(0.5, gt=0, le=1, description="share of the batches that the student writes")
     max_tokens: int = Field(64, gt=0, description="longest answer it writes")
+    prompt: int = Field(1, gt=0, description="tokens of a plain text that are given before the student goes on")
     temperature: float = Field(1.0, ge=0, description="of its sampling")
     corrected: float = Field(0.0, ge=0, le=1, description="share of the run, at its start, with corrected proposals")
     top: int = Field(25, gt=0, description="a proposal outside the teacher's likeliest so many is replaced")
@@ -127,6 +128,9 @@ class Hidden(Section):
     )
     kind: Literal["cosine", "mse"] = Field("cosine", description="1 - cos, or the mean squared difference")
     weight: float = Field(1.0, gt=0, description="factor in the loss")
+    positions: Literal["supervised", "visible"] = Field(
+        "supervised", description="where labels carry loss, or everywhere such a position can attend to"
+    )
 
 
 class Optimizer(Section):

@@ -38,6 +38,12 @@ class Batch:
         """Flat indices (int64) into [B * S] whose label carries loss, ascending."""
         return np.flatnonzero(self.weights.reshape(-1) > 0).astype(np.int64)
 
+    @functools.cached_property
+    def visible(self) -> np.ndarray:
+        """Flat indices (int64) into [B * S] of what supervised positions can see: in each row all up to its last."""
+        beyond = np.cumsum(self.weights[:, ::-1] > 0, axis=1)[:, ::-1] == 0
+        return np.flatnonzero(~beyond.reshape(-1)).astype(np.int64)
+
 
 @dataclass
 class Report:

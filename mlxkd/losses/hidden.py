@@ -1,7 +1,8 @@
 """Hidden-state matching with learned projectors.
 
-1 - cos(W h_s, h_t) or the mean squared difference, at chosen layers, over the supervised positions alone. The
-projectors are a module: beside the student in one module (``WithProjectors``) they train, save and resume with it.
+1 - cos(W h_s, h_t) or the mean squared difference, at chosen layers, over the supervised positions or all that
+these can see. The projectors are a module: beside the student in one module (``WithProjectors``) they train, save and
+resume with it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from mlxkd.data.batching import Batch
 from mlxkd.errors import UserError
 
 KINDS = ("cosine", "mse")
+POSITIONS = ("supervised", "visible")
 FINAL = -1  # the post-norm states that enter the head
 
 
@@ -51,19 +55,26 @@ class HiddenMatch:
         projectors: one per pair.
         kind: "cosine" or "mse".
         weight: factor in the loss.
+        positions: "supervised" matches where labels carry loss, by their weight; "visible" matches, each with weight 1,
+            all positions that a supervised one can attend to, so that keys and values of the context are learned too.
 
     Raises:
-        UserError: an unknown kind, no pair, or projectors of another number.
+        UserError: an unknown kind or choice of positions, no pair, or projectors of another number.
     """
 
     layers: tuple[tuple[int, int], ...]
     projectors: Projectors
     kind: str = "cosine"
     weight: float = 1.0
+    positions: str = "supervised"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}", where="loss.hidden")
+        if self.positions not in POSITIONS:
+            raise UserError(
+                f"positions must be one of {', '.join(POSITIONS)}, not {self.positions!r}", where="loss.hidden"
+            )
         if not self.layers or len(self.layers) != len(self.projectors.weights):
             raise UserError(
                 f"{len(self.layers)} pairs of layers and {len(self.projectors.weights)} projectors", where="loss.hidden"
@@ -73,6 +84,20 @@ class HiddenMatch:
     def key(self) -> str:
         """Its name in logs."""
         return f"hidden_{self.kind}"
+
+    def where(self, batch: Batch) -> np.ndarray:
+        """Flat positions (int64 [N]) of ``batch`` at which states are matched."""
+        return batch.visible if self.positions == "visible" else batch.supervised
+
+    def weights(self, batch: Batch) -> mx.array:
+        """The weight (float32 [N]) of each of them."""
+        at = self.where(batch)
+        return mx.ones(len(at)) if self.positions == "visible" else mx.array(batch.weights.reshape(-1)[at])
+
+    def gather(self, states: Sequence[mx.array], batch: Batch) -> list[mx.array]:
+        """[N, D] at those positions, of each [B, S, D]."""
+        at = mx.array(self.where(batch))
+        return [x.reshape(-1, x.shape[-1])[at] for x in states]
 
     def loss(self, student: Sequence[mx.array], teacher: Sequence[mx.array], weights: mx.array) -> mx.array:
         """Weighted sum over positions and pairs.

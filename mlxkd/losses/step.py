@@ -61,8 +61,9 @@ def loss_and_gradients(
         normaliser: the global weight sum when it is known beforehand, else 1.
         progress: share of the training done, for losses that move with it.
         inputs: per-position arrays [N, ...] that terms name in their ``INPUTS``, for ``batch.supervised``.
-        hidden_match: what hidden states to match, with the teacher's states [N, Dt] of each pair of layers
-            (``LocalTeacher.states``). ``model`` may be a module that holds student and projectors.
+        hidden_match: what hidden states to match, with the teacher's states [N, Dt] of each pair of layers at
+            ``HiddenMatch.where`` (``LocalTeacher.targets_and_states``). ``model`` may be a module that holds student
+            and projectors.
         chunk_bytes: memory that the vocabulary-wide arrays may take.
 
     Raises:
@@ -85,7 +86,7 @@ def loss_and_gradients(
             total = total + mx.sum(variable * (gradient / normaliser).astype(variable.dtype))
         if hidden_match:
             match, theirs = hidden_match
-            matched.append(match.loss([work.gather(x) for x in extra], theirs, work.data.weights))
+            matched.append(match.loss(match.gather(extra, batch), theirs, match.weights(batch)))
             total = total + matched[0] * (match.weight / normaliser)
         return total
 

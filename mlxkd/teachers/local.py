@@ -34,11 +34,25 @@ class LocalTeacher:
         return self.targets_and_states(batch, (), positions)[0]
 
     def targets_and_states(
-        self, batch: Batch, layers: Sequence[int], positions: np.ndarray | None = None
+        self,
+        batch: Batch,
+        layers: Sequence[int],
+        positions: np.ndarray | None = None,
+        states_at: np.ndarray | None = None,
     ) -> tuple[DenseTargets, list[mx.array]]:
-        """Targets, and hidden states [N, Dt] of ``layers`` (-1: those that enter the head), from one forward pass."""
-        at = mx.array(batch.supervised if positions is None else positions)
+        """Targets, and hidden states [N, Dt] of ``layers`` (-1: those that enter the head), from one forward pass.
+
+        Both are taken at flat positions of the batch: targets at ``positions``, by default the supervised ones, states
+        at ``states_at``, by default where the targets are.
+        """
+        positions = batch.supervised if positions is None else positions
         final, found = self.split.states(mx.array(batch.inputs), layers)
-        hidden, *states = [x.reshape(-1, x.shape[-1])[at] for x in (final, *found)]
+        hidden = _rows(final, positions)
+        states = [_rows(x, positions if states_at is None else states_at) for x in found]
         mx.eval(hidden, states)
         return DenseTargets(hidden, self.split.head, self.vocabulary), states
+
+
+def _rows(states: mx.array, positions: np.ndarray) -> mx.array:
+    """[N, D] at flat ``positions`` of [B, S, D]."""
+    return states.reshape(-1, states.shape[-1])[mx.array(positions)]

@@ -44,11 +44,14 @@ class Rollouts:
             )
 
 
-def prompts_of(example: Example) -> list[np.ndarray]:
+def prompts_of(example: Example, lead: int = 1) -> list[np.ndarray]:
     """The tokens before each supervised stretch: what the student can be asked to continue, turn by turn.
 
-    Earlier answers and tool results are then context and carry no loss.
+    Earlier answers and tool results are then context and carry no loss. A plain text (``meta["kind"] == "text"``),
+    supervised from its second token on, is continued after its first ``lead`` tokens.
     """
+    if example.meta.get("kind") == "text":
+        return [example.tokens[: max(1, min(lead, len(example) - 1))]]
     carries = example.weights > 0
     starts = np.flatnonzero(carries & ~np.append(False, carries[:-1]))
     return [example.tokens[:start] for start in starts]

@@ -68,7 +68,8 @@ class StudentText:
     def _written(self, step: int, given: Batch, rng: np.random.Generator) -> list[Example]:
         """One answer of the student to a random turn of every example of a batch."""
         asked = [self.data.examples[row] for row in given.rows]
-        prompts = [turns[rng.integers(len(turns))] for turns in map(prompts_of, asked)]
+        choices = [prompts_of(example, self.options.prompt) for example in asked]
+        prompts = [turns[rng.integers(len(turns))] for turns in choices]
         was_training = self.student.training
         self.student.eval()
         if step < math.ceil(self.options.corrected * self.total):

@@ -231,7 +231,8 @@ class Trainer:
         if self.match is None:
             return self.teacher.targets(batch), None
         assert isinstance(self.teacher, LocalTeacher)  # the recipe refuses to match against a cache
-        targets, states = self.teacher.targets_and_states(batch, [theirs for _, theirs in self.match.layers])
+        layers, at = [theirs for _, theirs in self.match.layers], self.match.where(batch)
+        targets, states = self.teacher.targets_and_states(batch, layers, states_at=at)
         return targets, (self.match, states)
 
     def _validate(self, step: int) -> None:

@@ -187,7 +187,8 @@ def _hidden_match(setup: Setup) -> HiddenMatch | None:
     if wanted is None:
         return None
     ours, theirs = (Split(model, verify=False).width for model in (setup.student, setup.teacher))
-    return HiddenMatch(wanted.layers, Projectors(len(wanted.layers), ours, theirs), wanted.kind, wanted.weight)
+    projectors = Projectors(len(wanted.layers), ours, theirs)
+    return HiddenMatch(wanted.layers, projectors, wanted.kind, wanted.weight, wanted.positions)
 
 
 def _batches(setup: Setup, student: nn.Module) -> Batches | StudentText:

@@ -17,14 +17,21 @@ from mlxkd.teachers.local import LocalTeacher
 
 
 @pytest.mark.parametrize("kind", ["cosine", "mse"])
-def test_gradients_of_student_and_projectors(kind) -> None:
+@pytest.mark.parametrize("positions", ["supervised", "visible"])
+def test_gradients_of_student_and_projectors(kind, positions) -> None:
     student, _ = toy(1)
     teacher, _ = toy(2, hidden_size=24, head_dim=6)
     pair, batch = WithProjectors(student, Projectors(2, 16, 24)), ragged_batch()
-    match = HiddenMatch(((0, 1), (-1, -1)), pair.projectors, kind, 0.5)
+    match = HiddenMatch(((0, 1), (-1, -1)), pair.projectors, kind, 0.5, positions)
     voice = LocalTeacher(teacher)
-    _, states = voice.targets_and_states(batch, [1, -1])
+    _, states = voice.targets_and_states(batch, [1, -1], states_at=match.where(batch))
     labels, weights = mx.array(batch.labels), mx.array(batch.weights)
+    places = batch.weights
+    if positions == "visible":
+        lengths = [max(np.flatnonzero(row), default=-1) + 1 for row in batch.weights]
+        places = np.array(
+            [[float(s < n) for s in range(row.shape[0])] for row, n in zip(batch.weights, lengths, strict=True)]
+        )
 
     def layer_outputs(model, x, number):
         h = model.model.embed_tokens(x)
@@ -41,7 +48,7 @@ def test_gradients_of_student_and_projectors(kind) -> None:
                 values = ((a - b) ** 2).mean(-1)
             else:
                 values = 1 - (a * b).sum(-1) / (mx.linalg.norm(a, axis=-1) * mx.linalg.norm(b, axis=-1))
-            total = total + 0.5 * (values * weights).sum()
+            total = total + 0.5 * (values * mx.array(places)).sum()
         return total
 
     value, expected = nn.value_and_grad(pair, objective)(mx.array(batch.inputs))
@@ -69,6 +76,8 @@ def test_refusals() -> None:
     student, _ = toy(1)
     with pytest.raises(UserError, match="kind must be one of cosine, mse, not 'l1'"):
         HiddenMatch(((0, 0),), Projectors(1, 16, 16), "l1")
+    with pytest.raises(UserError, match="positions must be one of supervised, visible, not 'all'"):
+        HiddenMatch(((0, 0),), Projectors(1, 16, 16), positions="all")
     with pytest.raises(UserError, match="2 pairs of layers and 1 projectors"):
         HiddenMatch(((0, 0), (1, 1)), Projectors(1, 16, 16))
     with pytest.raises(UserError, match="layers are numbered 0 to 2, or -1, not"):
