@@ -98,7 +98,7 @@ def prepare(recipe: Recipe) -> Setup:
         batches,
         _validation(recipe, valid),
         cases,
-        {target: plan for target, plan in plans.items() if plan},
+        {target: plan for target, plan in plans.items() if set(plan.values()) - {"float"}},
         data_hash(batches.examples),
         world.default_tools() if recipe.data.demo else [],
     )
