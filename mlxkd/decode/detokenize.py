@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
+from mlxkd.errors import UserError
+
 REPLACEMENT = "\ufffd"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -47,6 +49,26 @@ def detokenizer_factory(tokenizer: Any) -> Callable[[], Detokenizer]:
         return lambda: ByteDetokenizer(table)
     pieces = [_fallback_piece(text or "", plan["space"]) for text in strings]
     return lambda: FallbackDetokenizer(pieces, plan["strip"])
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """The bytes that each token id stands for, a leading space of SentencePiece included.
+
+    Raises:
+        UserError: a decoder that gives a token no bytes of its own.
+    """
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    backend = getattr(inner, "backend_tokenizer", None)
+    plan = _plan(json.loads(backend.to_str()).get("decoder")) if backend is not None else None
+    if backend is None or plan is None:
+        raise UserError(
+            "the tokens of this tokenizer do not stand for fixed bytes", where=str(getattr(inner, "name_or_path", ""))
+        )
+    strings = [backend.id_to_token(i) or "" for i in range(len(inner))]
+    if plan["kind"] == "bytes":
+        return [_level_bytes(text) for text in strings]
+    pieces = [_fallback_piece(text, plan["space"]) for text in strings]
+    return [bytes([piece]) if isinstance(piece, int) else piece.encode() for piece in pieces]
 
 
 def full_decode(tokenizer: Any, tokens: list[int]) -> str:

@@ -48,7 +48,7 @@ class RoutedTeachers:
         owners = np.array([self._route(self.examples[index].source) for index in batch.rows])
         of_position = owners[batch.supervised // batch.shape[1]]
         return {
-            name: dataclasses.replace(targets, weights=(of_position == name).astype(np.float32))
+            name: dataclasses.replace(targets, weights=_within(of_position == name, targets.weights))
             for name, targets in said.items()
         }
 
@@ -59,3 +59,7 @@ class RoutedTeachers:
                 f"no route for data from {source!r}", where="teachers.routes", hint='"" routes all the rest'
             )
         return self.routes[max(fitting, key=len)]
+
+
+def _within(mine: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    return mine.astype(np.float32) if weights is None else np.where(mine, weights, 0).astype(np.float32)

@@ -126,3 +126,10 @@ def test_refusals() -> None:
     )
     with pytest.raises(UserError, match="no route for data from 'x'"):
         lost.targets(Batches(lost.examples, [(1, 1)]).batch(0))
+
+
+def test_a_plain_text_is_continued_after_a_lead_that_fits() -> None:
+    example = Example(np.arange(8, dtype=np.int32), np.float32([0] + [1] * 7), meta={"kind": "text"})
+    assert [p.tolist() for p in prompts_of(example)] == [[0]]
+    assert [p.tolist() for p in prompts_of(example, 3)] == [[0, 1, 2]]
+    assert [len(p) for p in prompts_of(example, 100)] == [7]
