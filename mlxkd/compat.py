@@ -84,6 +84,13 @@ def load_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Any:
         raise UserError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
 
 
+def plain_tokenizer(tokenizer: Any) -> Any:
+    """The transformers tokenizer inside mlx-lm's wrapper; any other tokenizer as it is."""
+    with open_file_limit_kept():
+        from mlx_lm.tokenizer_utils import TokenizerWrapper
+    return tokenizer._tokenizer if isinstance(tokenizer, TokenizerWrapper) else tokenizer
+
+
 def load(name: str | Path, *, lazy: bool = False) -> tuple[nn.Module, Any, dict[str, Any]]:
     """Load (model, tokenizer, config) from a folder or a Hugging Face repository."""
     folder = resolve_model(name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxkd.compat import plain_tokenizer
 from mlxkd.errors import UserError
 
 REPLACEMENT = "\ufffd"
@@ -50,7 +51,7 @@ def tokenise(text: str, tokenizer: Any, *, special: bool, where: str = "") -> To
     Raises:
         UserError: the tokens do not spell the text, so spans in it would lie.
     """
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = plain_tokenizer(tokenizer)
     if getattr(inner, "is_fast", False):
         encoded = inner(text, add_special_tokens=special, return_offsets_mapping=True)
         offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)

@@ -139,7 +139,7 @@ def guidance_tokenizer(tokenizer: Any, vocab_size: int) -> Any:
     """llguidance's view of a tokenizer; building it takes up to a second, so share the grammar."""
     import llguidance
 
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = compat.plain_tokenizer(tokenizer)
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         raise UserError("constrained decoding needs a fast tokenizer (tokenizer.json or tokenizer.model)")
@@ -204,7 +204,7 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
 
 def split(text: str, tokenizer: Any, guide: Any) -> list[str]:
     """A literal as Lark: special tokens as ``<[id]>``, which no text matches, the rest quoted."""
-    known = getattr(tokenizer, "_tokenizer", tokenizer).get_added_vocab()
+    known = compat.plain_tokenizer(tokenizer).get_added_vocab()
     special = {t: i for t, i in known.items() if t in text and i < guide.vocab_size and guide.is_special_token(i)}
     if not special:
         return [json.dumps(text)] if text else []

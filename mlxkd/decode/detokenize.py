@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
+from mlxkd.compat import plain_tokenizer
 from mlxkd.errors import UserError
 
 REPLACEMENT = "\ufffd"
@@ -36,7 +37,7 @@ def detokenizer_factory(tokenizer: Any) -> Callable[[], Detokenizer]:
 
     The per-token table is built once, here.
     """
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = plain_tokenizer(tokenizer)
     backend = getattr(inner, "backend_tokenizer", None)
     decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
     plan = _plan(decoder)
@@ -57,7 +58,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     Raises:
         UserError: a decoder that gives a token no bytes of its own.
     """
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    inner = plain_tokenizer(tokenizer)
     backend = getattr(inner, "backend_tokenizer", None)
     plan = _plan(json.loads(backend.to_str()).get("decoder")) if backend is not None else None
     if backend is None or plan is None:
@@ -73,8 +74,11 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 def full_decode(tokenizer: Any, tokens: list[int]) -> str:
     """The tokenizer's own decoding of a whole sequence, special tokens included, nothing tidied."""
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)
-    return str(inner.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return _decode(plain_tokenizer(tokenizer), tokens)
+
+
+def _decode(tokenizer: Any, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class ByteDetokenizer:
@@ -144,17 +148,17 @@ class WindowDetokenizer:
 
     def add(self, token: int) -> str:
         self._tokens.append(token)
-        text = full_decode(self._tokenizer, self._tokens)
+        text = _decode(self._tokenizer, self._tokens)
         if text.endswith(REPLACEMENT):
             return ""
         piece = text[len(self._text) :]
         self._tokens = self._tokens[self._settled :]
         self._settled = len(self._tokens)
-        self._text = full_decode(self._tokenizer, self._tokens)
+        self._text = _decode(self._tokenizer, self._tokens)
         return piece
 
     def finish(self) -> str:
-        return full_decode(self._tokenizer, self._tokens)[len(self._text) :] if self._tokens else ""
+        return _decode(self._tokenizer, self._tokens)[len(self._text) :] if self._tokens else ""
 
 
 def _plan(decoder: dict[str, Any] | None) -> dict[str, Any] | None:

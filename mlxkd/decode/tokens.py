@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxkd.compat import plain_tokenizer
 from mlxkd.errors import UserError
 
 RENDER_CACHE = 256
@@ -48,7 +49,7 @@ class Prompts:
 
     def raw_batch(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """``raw`` of many texts in one call of the tokenizer."""
-        inner = getattr(self.tokenizer, "_tokenizer", self.tokenizer)
+        inner = plain_tokenizer(self.tokenizer)
         encoded = inner(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         bos = self.tokenizer.bos_token_id
         found = []

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxkd.compat import plain_tokenizer
 from mlxkd.data.batching import Batch
 from mlxkd.data.example import Example
 from mlxkd.decode.detokenize import token_bytes
@@ -56,8 +57,8 @@ class Reader:
     """
 
     def __init__(self, student: Any, teacher: Any):
-        self.teacher = getattr(teacher, "_tokenizer", teacher)
-        inner = getattr(student, "_tokenizer", student)
+        self.teacher = plain_tokenizer(teacher)
+        inner = plain_tokenizer(student)
         self.pieces, self.teacher_pieces = token_bytes(student), token_bytes(teacher)
         theirs = _specials(self.teacher)
         self.special = _specials(inner)
