@@ -97,6 +97,7 @@ class StudentText:
         found: Arrays = {}
         for number, (step, example) in enumerate(self.replay.kept):
             facts = {"tokens": example.tokens, "weights": example.weights, "step": np.array(step)}
+            facts["on_student"] = np.array(example.meta["on_student"])
             found |= {f"{number}.{name}": mx.array(value) for name, value in facts.items()}
             found[f"{number}.source"] = mx.array(np.frombuffer(example.source.encode(), np.uint8))
         return found
@@ -104,11 +105,11 @@ class StudentText:
     def restore(self, arrays: Arrays) -> None:
         """Take back what ``state`` gave."""
         self.replay.kept.clear()
-        for number in range(len(arrays) // 4):
-            tokens, weights, step, source = (
-                np.array(arrays[f"{number}.{name}"]) for name in ("tokens", "weights", "step", "source")
+        for number in range(len(arrays) // 5):
+            tokens, weights, step, own, source = (
+                np.array(arrays[f"{number}.{name}"]) for name in ("tokens", "weights", "step", "on_student", "source")
             )
-            example = Example(tokens, weights, source=source.tobytes().decode(), meta={"on_student": True})
+            example = Example(tokens, weights, source=source.tobytes().decode(), meta={"on_student": bool(own)})
             self.replay.kept.append((int(step), example))
 
 

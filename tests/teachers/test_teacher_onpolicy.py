@@ -13,10 +13,12 @@ from mlxkd.data.example import Example
 from mlxkd.errors import UserError
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
+from mlxkd.recipe import OnPolicy
 from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompts_of
 from mlxkd.teachers.routed import RoutedTeachers
+from mlxkd.training.feed import StudentText
 
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
 
@@ -133,3 +135,22 @@ def test_a_plain_text_is_continued_after_a_lead_that_fits() -> None:
     assert [p.tolist() for p in prompts_of(example)] == [[0]]
     assert [p.tolist() for p in prompts_of(example, 3)] == [[0, 1, 2]]
     assert [len(p) for p in prompts_of(example, 100)] == [7]
+
+
+def test_a_resumed_replay_knows_which_texts_the_student_wrote_alone() -> None:
+    """SKD's corrected proposals are no samples of the student, before and after a resume."""
+    student, teacher = toy(1)[0], toy(2)[0]
+    tokens = np.arange(1, 9, dtype=np.int32)
+    data = Batches([Example(tokens, np.r_[np.zeros(4), np.ones(4)].astype(np.float32))] * 2, [(2, 16)])
+    wanted = OnPolicy(share=1.0, max_tokens=4, corrected=0.5, replay=0.0)
+
+    def feed() -> StudentText:
+        return StudentText(data, wanted, student, teacher, frozenset(), seed=0, total=4)
+
+    first, resumed = feed(), feed()
+    for step in range(4):
+        first.batch(step)
+    resumed.restore(first.state())
+    written = [(step, text.meta["on_student"]) for step, text in first.replay.kept]
+    assert written == [(step, step >= 2) for step in range(4) for _ in range(2)]
+    assert [(step, text.meta["on_student"]) for step, text in resumed.replay.kept] == written
