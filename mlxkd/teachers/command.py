@@ -30,7 +30,7 @@ def ask_endpoint(given: dict[str, Any]) -> Harvest:
     if given["deterministic"] and given["temperature"]:
         raise UserError("--deterministic asks at temperature 0", where="--temperature", hint="leave it out")
     asking = Asking(given["model"], given["max_tokens"], given["temperature"], given["seed"], given["top_logprobs"])
-    asked = questions(load_records(given["data"]), asking)
+    asked = questions(load_records(given["data"]), asking, given["endpoint"])
     budget = Budget(given["max_requests"], given["budget_tokens"])
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("asking the endpoint", total=None)

@@ -71,8 +71,10 @@ class Question:
     tools: tuple[dict[str, Any], ...]
 
 
-def questions(records: Sequence[Record], asking: Asking) -> list[Question]:
+def questions(records: Sequence[Record], asking: Asking, endpoint: str) -> list[Question]:
     """One question per record: the conversation up to its last user or tool message, or the prompt.
+
+    Another way of asking, and another endpoint, is another question: its answer is not the journal's.
 
     Raises:
         UserError: a record without anything to answer; names it.
@@ -86,7 +88,7 @@ def questions(records: Sequence[Record], asking: Asking) -> list[Question]:
             messages.pop()
         if not messages:
             raise UserError("nothing to answer: no user message", where=record.source)
-        text = json.dumps([asdict(asking), messages, record.tools], sort_keys=True, ensure_ascii=False)
+        text = json.dumps([endpoint, asdict(asking), messages, record.tools], sort_keys=True, ensure_ascii=False)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         found.append(Question(key, tuple(messages), record.tools))
     return found

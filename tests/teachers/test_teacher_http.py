@@ -179,7 +179,7 @@ def test_a_harvest_is_in_order_bounded_and_readable(serve: Callable[..., Server]
     server = serve(["429", "cut", "500"])
     server.delay = 0.02
     voice, out = teacher(server), tmp_path / "train.jsonl"
-    asked = questions([*records(12), *records(3)], voice.asking)  # three occur twice
+    asked = questions([*records(12), *records(3)], voice.asking, voice.endpoint)  # three occur twice
     found = harvest(voice, asked, out, concurrency=3)
     assert (found.asked, found.known, found.left, found.tokens) == (12, 0, 0, 120)
     assert server.most_in_flight <= 3 and found.fingerprints == {"fp_1"}
@@ -191,7 +191,7 @@ def test_a_harvest_is_in_order_bounded_and_readable(serve: Callable[..., Server]
 def test_a_budget_stops_and_the_next_run_goes_on(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve()
     voice, out = teacher(server), tmp_path / "train.jsonl"
-    asked = questions(records(10), voice.asking)
+    asked = questions(records(10), voice.asking, voice.endpoint)
     first = harvest(voice, asked, out, budget=Budget(requests=4), concurrency=1)
     assert (first.asked, first.left) == (4, 6) and not out.exists()
     with out.with_name("train.jsonl.journal").open("ab") as journal:
@@ -206,7 +206,7 @@ def test_a_budget_stops_and_the_next_run_goes_on(serve: Callable[..., Server], t
 def test_a_fault_keeps_what_was_answered(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(["", "", "401"])
     voice, out = teacher(server), tmp_path / "train.jsonl"
-    asked = questions(records(5), voice.asking)
+    asked = questions(records(5), voice.asking, voice.endpoint)
     with pytest.raises(UserError, match="401"):
         harvest(voice, asked, out, concurrency=1)
     assert len(Journal(out.with_name("train.jsonl.journal")).answers) == 2
@@ -216,7 +216,7 @@ def test_a_fault_keeps_what_was_answered(serve: Callable[..., Server], tmp_path:
 def test_replaying_finds_drift(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve()
     voice = teacher(server)
-    asked = questions(records(6), voice.asking)
+    asked = questions(records(6), voice.asking, voice.endpoint)
     same = harvest(voice, asked, tmp_path / "a.jsonl", replay=3)
     assert (same.replayed, same.drift) == (3, [])
     harvest(voice, asked, tmp_path / "b.jsonl", budget=Budget(requests=5), concurrency=1)
@@ -228,14 +228,21 @@ def test_replaying_finds_drift(serve: Callable[..., Server], tmp_path: Path) -> 
 def test_a_token_budget_needs_a_server_that_counts(serve: Callable[..., Server], tmp_path: Path) -> None:
     voice = teacher(serve(usage=False))
     with pytest.raises(UserError, match="counts no tokens"):
-        harvest(voice, questions(records(3), voice.asking), tmp_path / "x", budget=Budget(tokens=5), concurrency=1)
+        harvest(
+            voice,
+            questions(records(3), voice.asking, voice.endpoint),
+            tmp_path / "x",
+            budget=Budget(tokens=5),
+            concurrency=1,
+        )
 
 
 def test_another_way_of_asking_is_another_question() -> None:
-    (one,), (other,) = (questions(records(1), Asking("m", seed=seed)) for seed in (0, 1))
-    assert one.key != other.key
+    ways = ((0, "http://a/v1"), (1, "http://a/v1"), (0, "http://b/v1"))
+    (one,), (other,), (elsewhere,) = (questions(records(1), Asking("m", seed=seed), url) for seed, url in ways)
+    assert len({one.key, other.key, elsewhere.key}) == 3
     with pytest.raises(UserError, match="nothing to answer"):
-        questions([Record("text", text="story", source="f:1")], Asking("m"))
+        questions([Record("text", text="story", source="f:1")], Asking("m"), "http://a/v1")
 
 
 def test_the_command(serve: Callable[..., Server], tmp_path: Path) -> None:
@@ -270,7 +277,7 @@ def test_a_real_server(stories_model: Path, tmp_path: Path) -> None:
                 except OSError:
                     time.sleep(0.5)
             voice = HttpTeacher(base, Asking(str(stories_model), max_tokens=6, top_logprobs=3))
-            asked = questions(records(2), voice.asking)
+            asked = questions(records(2), voice.asking, voice.endpoint)
             found = harvest(voice, asked, tmp_path / "out.jsonl", concurrency=2, replay=2)
         finally:
             process.terminate()
