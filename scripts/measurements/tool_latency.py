@@ -129,12 +129,7 @@ def measure(quick: bool) -> dict[str, Metric]:
     cells = {name: [kept(name, seed, steps, held) for seed in seeds] for name in VARIANTS}
     sft, ours = cells["sft"], cells["all"]
     count, device = len(sft) * held, device_name()
-    out = {
-        f"first_call_tokens_ratio_p{int(q * 100)}": Metric(
-            _mean(o.tokens(q) for o in ours) / _mean(o.tokens(q) for o in sft), "ratio", "measured", device, count
-        )
-        for q in (0.5, 0.95)
-    }
+    out = {f"first_call_tokens_ratio_p{int(q * 100)}": _ratio(ours, sft, q, count) for q in (0.5, 0.95)}
     lost = 100 * (_mean(_share(o.exact) for o in sft) - _mean(_share(o.exact) for o in ours))
     out["exactness_loss_points"] = Metric(lost, "points", "measured", device, count)
     over = 100 * (_mean(_share(o.false_calls) for o in ours) - _mean(_share(o.false_calls) for o in sft))
@@ -144,13 +139,25 @@ def measure(quick: bool) -> dict[str, Metric]:
     note = f"of exact answers, at most {TOLERATED} times as long as expected" if lengths else "no answer is exact"
     out["short_answers"] = Metric(within, "share", "measured", device, len(lengths), note=note)
     for name, found in cells.items():
-        note = f"p95 {_mean(o.tokens(0.95) for o in found):.1f}, exact {_mean(_share(o.exact) for o in found):.3f}, "
+        came = [v for o in found for v in o.valid if v is not None]
+        never = 1 - len(came) / sum(len(o.valid) for o in found)
+        note = f"never {never:.3f}, p95 of the rest {np.quantile(came, 0.95):.0f}, " if came else "no call at all, "
+        note += f"exact {_mean(_share(o.exact) for o in found):.3f}, "
         note += f"false calls {_mean(_share(o.false_calls) for o in found):.3f}, "
         note += f"{_mean(o.seconds for o in found):.0f} CPU s a student"
         out[f"ablation_{name}"] = Metric(
             _mean(o.tokens(0.5) for o in found), "tokens", "measured", device, count, note=note
         )
     return out
+
+
+def _ratio(ours: list[Cell], peer: list[Cell], q: float, count: int) -> Metric:
+    """Tokens to the first valid call, ours over the peer's; missing where a quantile falls on requests without one."""
+    value = _mean(o.tokens(q) for o in ours) / _mean(o.tokens(q) for o in peer)
+    if np.isfinite(value):
+        return Metric(value, "ratio", "measured", device_name(), count)
+    reason = f"more than {1 - q:.0%} of the requests never got a valid call on one side"
+    return Metric(None, "ratio", "measured", device_name(), count, note=reason)
 
 
 def _mean(values: Any) -> float:
