@@ -115,7 +115,7 @@ def _tiles(result: RunResult) -> dict[str, Metric | None]:
 def _table(result: RunResult) -> Table:
     contenders = list(result.contenders.values())
     body: list[list[str | int | Metric | None]] = [["parameters", *[c.parameters for c in contenders]]]
-    body.append(["weights", *[f"{c.bytes / 1e6:.2f} MB" for c in contenders]])
+    body.append(["weights", *[Metric(c.bytes, "bytes", "measured", device_name()) for c in contenders]])
     body += [[label, *metrics] for label, metrics in rows(result)]
     return Table(["", *[c.title for c in contenders]], body, "Packed models run on MLX's quantised kernels.")
 

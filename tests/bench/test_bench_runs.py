@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from model_server import model_server
 
 from bench import rounds, workloads
 from bench.runners import endpoint
@@ -140,27 +137,10 @@ def test_drift_names_the_first_differing_request() -> None:
 @pytest.fixture(scope="module")
 def server(stories_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real mlx_lm.server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("server") / "log").open("w")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(stories_model), "--port", str(port),
-               "--chat-template", template]  # fmt: skip
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        base = f"http://127.0.0.1:{port}/v1"
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{base}/models", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+    log = tmp_path_factory.mktemp("server") / "log"
+    with model_server(stories_model, log, "--chat-template", template) as base:
         yield base
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
 
 
 def test_a_real_server_is_measured_and_deterministic(server: str, stories_model: Path) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from model_server import model_server
 
 from bench.cli import main
 from mlxkd.demo import DEMO_TEACHER
@@ -30,24 +26,8 @@ def teacher() -> Path:
 
 @pytest.fixture(scope="module")
 def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(teacher), "--port", str(port)]
-    with (tmp_path_factory.mktemp("server") / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            base = f"http://127.0.0.1:{port}/v1"
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{base}/models", timeout=2).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield base
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+    with model_server(teacher, tmp_path_factory.mktemp("server") / "log") as base:
+        yield base
 
 
 def judged(*arguments: Any) -> dict[str, Any]:

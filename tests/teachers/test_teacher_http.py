@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from model_server import model_server
 
 from mlxkd.cli import main
 from mlxkd.data.records import Record, load_records
@@ -260,28 +258,11 @@ def test_the_command(serve: Callable[..., Server], tmp_path: Path) -> None:
 
 
 def test_a_real_server(stories_model: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(stories_model), "--port", str(port),
-               "--chat-template", template]  # fmt: skip
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            base = f"http://127.0.0.1:{port}/v1"
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{base}/models", timeout=2).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            voice = HttpTeacher(base, Asking(str(stories_model), max_tokens=6, top_logprobs=3))
-            asked = questions(records(2), voice.asking, voice.endpoint)
-            found = harvest(voice, asked, tmp_path / "out.jsonl", concurrency=2, replay=2)
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+    with model_server(stories_model, tmp_path / "log", "--chat-template", template) as base:
+        voice = HttpTeacher(base, Asking(str(stories_model), max_tokens=6, top_logprobs=3))
+        asked = questions(records(2), voice.asking, voice.endpoint)
+        found = harvest(voice, asked, tmp_path / "out.jsonl", concurrency=2, replay=2)
     assert found.asked == 2 and found.replayed == 2 and not found.drift
     for line in (tmp_path / "out.jsonl").read_text().splitlines():
         facts = json.loads(line)["teacher"]

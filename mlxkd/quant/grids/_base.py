@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import numpy as np
 
+from mlxkd.errors import UserError
+
 Codes = dict[str, mx.array]
 Ranges = dict[str, mx.array]
 
@@ -67,9 +69,12 @@ class Grid(ABC):
     def constexpr(self, codes: Codes) -> Constexpr:
         """The codes of a weight [out, in] as the arrays of a Core ML ``constexpr`` op."""
 
+    def _lacks(self, what: str) -> UserError:
+        return UserError(f"{self.name} has no {what}", where="quantisation.grid", hint="choose another grid")
+
+    @abstractmethod
     def indices(self, codes: Codes) -> mx.array:
         """One unsigned code per weight, [..., out, in]: for counting flips and comparing machines."""
-        raise NotImplementedError
 
     def ranges(self, w: mx.array) -> Ranges:
         """Starting values of the learned ranges; empty where the grid has none."""
@@ -77,11 +82,11 @@ class Grid(ABC):
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         """Codes of ``w`` under given ranges."""
-        raise NotImplementedError
+        raise self._lacks("learned ranges")
 
     def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
         """Straight-through gradients of decode(encode_with(w, ranges)) to ``w`` and to every range."""
-        raise NotImplementedError
+        raise self._lacks("learned ranges")
 
     def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
         """Ranges in the form and dtype that ship."""
@@ -89,7 +94,7 @@ class Grid(ABC):
 
     def range_pullback(self, cotangent: mx.array, codes: Codes) -> Ranges:
         """Gradients of decode(codes) to the ranges, codes fixed."""
-        raise NotImplementedError
+        raise self._lacks("learned ranges")
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         """Share (a scalar) of the weights that lie beyond the ends of their grid."""
@@ -97,7 +102,7 @@ class Grid(ABC):
 
     def soft(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, tau: float) -> tuple[mx.array, Ranges]:
         """Differentiable assignment; palettes only."""
-        raise NotImplementedError
+        raise self._lacks("differentiable palette")
 
     def linear(self, x: mx.array, codes: Codes, *, transpose: bool = True) -> mx.array | None:
         """x @ W.T (or x @ W) on the deployed kernel; None where MLX has none for this grid."""
