@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import numpy as np
 
 from mlxkd.data.batching import Batch, Batches, build
 from mlxkd.data.example import Example, windows
-from mlxkd.recipe import OnPolicy
+from mlxkd.recipe_sections import OnPolicy
 from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompts_of
 
 Arrays = dict[str, mx.array]
@@ -111,6 +112,12 @@ class StudentText:
             )
             example = Example(tokens, weights, source=source.tobytes().decode(), meta={"on_student": bool(own)})
             self.replay.kept.append((int(step), example))
+
+
+def on_student(batch: Batch, examples: Sequence[Example]) -> np.ndarray:
+    """bool [N]: which supervised positions of ``batch`` the student wrote; its rows index ``examples``."""
+    own = np.array([bool(examples[row].meta.get("on_student")) for row in batch.rows])
+    return own[batch.supervised // batch.shape[1]]
 
 
 def _of_then(text: Example) -> Example:

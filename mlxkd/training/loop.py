@@ -30,7 +30,7 @@ from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
-from mlxkd.training.feed import StudentText
+from mlxkd.training.feed import StudentText, on_student
 from mlxkd.training.quantised import QuantisedPhase
 from mlxkd.training.schedule import adamw, cosine, grown, set_rate
 
@@ -202,10 +202,10 @@ class Trainer:
             batch = self.batches.batch(number)
             targets, matched = self._ask(batch)
             if own := self.quantised.said(batch):
-                targets = own | (
-                    dict(targets) if isinstance(targets, Mapping) else {"teacher": targets} if targets else {}
-                )
+                targets = own | _by_name(targets)
             inputs = self.latency(batch, self.batches.examples)
+            if isinstance(self.batches, StudentText):
+                inputs |= {"on_student": on_student(batch, self.batches.examples)}
             progress = step / self.recipe.training.steps
             found = loss_and_gradients(
                 self.trained,

@@ -18,7 +18,7 @@ from mlxkd.losses.term import Term
 from mlxkd.quant import phases
 from mlxkd.quant.plan import DEFAULT_TARGET, Plan
 from mlxkd.quant.stability import Decision, Guard, Limit, Probe, Stability
-from mlxkd.recipe import Quantisation
+from mlxkd.recipe_sections import Quantisation
 from mlxkd.runtime import row_streams
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.trees import leaves

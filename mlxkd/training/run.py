@@ -29,7 +29,8 @@ from mlxkd.losses.hidden import HiddenMatch, Projectors
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.quant.plan import DEFAULT_TARGET
-from mlxkd.recipe import Loss, Recipe, Teacher
+from mlxkd.recipe import Recipe
+from mlxkd.recipe_sections import Loss, Teacher
 from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
 from mlxkd.students.checkpointing import checkpoint_layers
 from mlxkd.students.split import Split

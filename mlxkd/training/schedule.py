@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
-from mlxkd.recipe import Optimizer
+from mlxkd.recipe_sections import Optimizer
 from mlxkd.trees import leaves
 
 

@@ -41,7 +41,7 @@ from mlxkd.losses.latency.collect import LatencyInputs
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
-from mlxkd.recipe import OnPolicy
+from mlxkd.recipe_sections import OnPolicy
 from mlxkd.runtime import device_name, versions
 from mlxkd.students.split import Split
 from mlxkd.training.feed import StudentText

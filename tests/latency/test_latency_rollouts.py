@@ -25,7 +25,8 @@ from mlxkd.losses.latency.collect import LatencyInputs
 from mlxkd.losses.latency.missing import of_batch, tokens_missing
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
-from mlxkd.recipe import OnPolicy, parse_recipe
+from mlxkd.recipe import parse_recipe
+from mlxkd.recipe_sections import OnPolicy
 from mlxkd.students.split import Split
 from mlxkd.training.feed import StudentText
 

@@ -143,3 +143,19 @@ def test_refusals() -> None:
     wrong = Batch(batch.inputs, batch.labels + 30, batch.weights, batch.rows, batch.shape)
     with pytest.raises(UserError, match="lies outside the shared vocabulary of 37 ids"):
         loss_and_gradients(student, split, wrong, voice.targets(batch), TERMS)
+
+
+def test_the_students_own_text_is_no_label_for_cross_entropy() -> None:
+    """As if those positions carried no weight, but they still count in the divergence beside it."""
+    student, _ = toy(1)
+    batch = ragged_batch()
+    own = np.isin(batch.supervised // batch.shape[1], [0, 2])
+    rest = batch.weights.copy()
+    rest[[0, 2]] = 0
+    terms = [Term("cross_entropy")]
+    mixed = loss_and_gradients(student, Split(student), batch, None, terms, inputs={"on_student": own})
+    of_data = Batch(batch.inputs, batch.labels, rest, batch.rows, batch.shape)
+    alone = loss_and_gradients(student, Split(student), of_data, None, terms)
+    assert mixed.sums["loss"].item() == pytest.approx(alone.sums["loss"].item(), rel=1e-6)
+    assert_trees_close(mixed.gradients, alone.gradients, 2e-6)
+    assert mixed.weight == pytest.approx(batch.weights.sum())

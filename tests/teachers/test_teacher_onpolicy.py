@@ -13,7 +13,7 @@ from mlxkd.data.example import Example
 from mlxkd.errors import UserError
 from mlxkd.losses.step import loss_and_gradients
 from mlxkd.losses.term import Term
-from mlxkd.recipe import OnPolicy
+from mlxkd.recipe_sections import OnPolicy
 from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompts_of

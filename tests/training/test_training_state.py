@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxkd.errors import UserError
-from mlxkd.recipe import Optimizer
+from mlxkd.recipe_sections import Optimizer
 from mlxkd.training import state
 from mlxkd.training.schedule import adamw, cosine
 
