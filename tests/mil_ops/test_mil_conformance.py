@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,22 +144,31 @@ def test_a_time_limited_run_goes_round_robin() -> None:
     assert len(set(order[:4])) == 4 and set(Counter(order[:8]).values()) == {2}
 
 
+def _can_be_imported(test: str) -> bool:
+    """Whether the test's file is usable here: two of them need torch merely to be read."""
+    try:
+        importlib.import_module(f"{plugin.SUITE}.{test.partition('.py::')[0].replace('/', '.')}")
+    except (ImportError, NameError):
+        return False
+    return True
+
+
 def _all_pass(tests: list[str], results: Path) -> None:
-    pytest.importorskip("torch")  # some of coremltools' tests import it
-    code = suite.run(tests, results=results)
+    """Every comparison agrees; only a test that torch is missing for may compare nothing."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    chosen = [test for test in tests if has_torch or _can_be_imported(test)]
+    code = suite.run(chosen, results=results)
     records = table.compared(suite.read_results(results))
     wrong = [f"{r['test']}: {r['detail']}" for r in records if r["status"] != "passed"]
     assert not wrong, "\n".join(wrong)
-    assert code == 0 and len({r["test"] for r in records}) == len(tests)
+    silent = set(chosen) - {r["test"] for r in records}
+    if has_torch:
+        assert code == 0 and not silent, silent
+    assert len(chosen) - len(silent) >= 0.9 * len(tests), silent
 
 
-def test_a_third_of_the_operations_passes_coremltools_own_tests(tmp_path: Path) -> None:
-    """Live from the installed coremltools; building the models takes too long to run all of them every time."""
-    _all_pass(suite.sample()[::3], tmp_path / "results.jsonl")
-
-
-@pytest.mark.slow
 def test_each_operation_passes_coremltools_own_test(tmp_path: Path) -> None:
+    """Live from the installed coremltools."""
     _all_pass(suite.sample(), tmp_path / "results.jsonl")
 
 
