@@ -12,6 +12,7 @@ from mlxkd.errors import UserError
 from mlxkd.quant import attach, fake_weight, grid, names, pack, plan_for, quantisable
 from mlxkd.quant.behaviour import backend_behaviour
 from mlxkd.quant.bitpack import pack_codes, unpack_codes
+from mlxkd.quant.grids import FLOAT
 
 RNG = np.random.default_rng(7)
 
@@ -134,6 +135,28 @@ def test_one_weight_constexpr_restores_the_weight() -> None:
     restored = scale[..., None] * (data.reshape(8, 2, 32) - offset[..., None])
     steps = np.abs(restored - np.array(g.decode(codes, mx.float32)).reshape(8, 2, 32)) / np.abs(scale)[..., None]
     assert made.op == "constexpr_blockwise_shift_scale" and steps.max() < 0.06
+
+
+def test_blocks_of_one_value_stay_finite() -> None:
+    """MLX gives them a scale near zero, and bias / scale is then beyond float16."""
+    values = mx.array([[0.5, -0.03, 3.0], [0.0, 1e-3, -200.0]])
+    w = mx.repeat(values, 32, axis=-1)
+    for name in ("mlx-affine2-g32", "mlx-affine4-g32", "mlx-affine8-g32"):
+        codes = grid(name).encode(w, mx.float16)
+        data, scale, offset = (grid(name).constexpr(codes).arrays[k] for k in ("data", "scale", "offset"))
+        restored = scale.repeat(32, -1).astype(np.float32) * (data.astype(np.float32) - offset.repeat(32, -1))
+        np.testing.assert_allclose(restored, np.array(w), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != FLOAT])
+def test_the_form_of_a_constexpr_is_known_without_codes(name: str) -> None:
+    shape = (32, 256)
+    made, form = grid(name).constexpr(grid(name).encode(weights(*shape), mx.float16)), grid(name).constexpr_form(shape)
+    assert (made.op, made.bits) == (form.op, form.bits)
+    assert {k: (v.shape, v.dtype) for k, v in made.arrays.items()} == {
+        k: (v.shape, v.dtype) for k, v in form.arrays.items()
+    }
+    assert all(not any(array.strides) for array in form.arrays.values())
 
 
 def test_names_of_layers_that_do_not_fit() -> None:

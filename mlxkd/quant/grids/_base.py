@@ -33,6 +33,11 @@ class Constexpr:
     arrays: dict[str, np.ndarray]
 
 
+def stand_in(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """An array of a shape and dtype that takes no memory: one zero, broadcast."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
 @dataclass(frozen=True)
 class Grid(ABC):
     """How a weight [..., out, in] is stored; everything else asks it.
@@ -68,6 +73,10 @@ class Grid(ABC):
     @abstractmethod
     def constexpr(self, codes: Codes) -> Constexpr:
         """The codes of a weight [out, in] as the arrays of a Core ML ``constexpr`` op."""
+
+    @abstractmethod
+    def constexpr_form(self, shape: tuple[int, int]) -> Constexpr:
+        """`constexpr` of any weight [out, in] of this shape: op, bits, and arrays without memory (see `stand_in`)."""
 
     def _lacks(self, what: str) -> UserError:
         return UserError(f"{self.name} has no {what}", where="quantisation.grid", hint="choose another grid")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
-from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges
+from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, stand_in
 
 TOP = 127  # symmetric: -128 is not used
 
@@ -68,6 +68,10 @@ class Int8ChannelGrid(Grid):
     def constexpr(self, codes: Codes) -> Constexpr:
         scale = np.array(codes["scales"])[..., None]
         return Constexpr("constexpr_blockwise_shift_scale", 8, {"data": np.array(codes["codes"]), "scale": scale})
+
+    def constexpr_form(self, shape: tuple[int, int]) -> Constexpr:
+        arrays = {"data": stand_in(shape, np.int8), "scale": stand_in((shape[0], 1), np.float16)}
+        return Constexpr("constexpr_blockwise_shift_scale", 8, arrays)
 
 
 GRIDS = {"ane-int8": Int8ChannelGrid("ane-int8", 8)}

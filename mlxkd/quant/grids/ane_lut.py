@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxkd.quant.dkm import soft_palette
-from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges
+from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, stand_in
 from mlxkd.quant.kmeans import distinct_half_values, kmeans
 
 BITS = (2, 3, 4, 6, 8)
@@ -105,6 +105,11 @@ class PaletteGrid(Grid):
         palette = np.array(codes["palette"])
         lut = palette.reshape(palette.shape[0], 1, -1, 1)
         return Constexpr("constexpr_lut_to_dense", self.bits, {"indices": np.array(codes["indices"]), "lut": lut})
+
+    def constexpr_form(self, shape: tuple[int, int]) -> Constexpr:
+        lut = (shape[0] // (self.group_channels or shape[0]), 1, 2**self.bits, 1)
+        arrays = {"indices": stand_in(shape, np.uint8), "lut": stand_in(lut, np.float16)}
+        return Constexpr("constexpr_lut_to_dense", self.bits, arrays)
 
 
 def nearest(values: mx.array, palette: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxkd.quant.bitpack import pack_codes
-from mlxkd.quant.grids._base import Codes, Constexpr, Ranges
+from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, stand_in
 from mlxkd.quant.grids._mlx import MLXGrid
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -68,14 +68,27 @@ class AffineGrid(MLXGrid):
     def constexpr(self, codes: Codes) -> Constexpr:
         """Per-block scales with a float offset, w = scale * (data - offset): right on Core ML's CPU and GPU.
 
-        The Neural Engine rejects or miscomputes per-block scales; its own grids are the ane ones.
+        The Neural Engine rejects or miscomputes per-block scales; its own grids are the ane ones. A block of one
+        value v, to which MLX gives a scale near zero, has an offset beyond float16: it is written as v * (c - (c - 1)).
+        Other offsets beyond float16 come out infinite, and the caller must look for them.
         """
+        data = np.array(self.indices(codes))
         scales, biases = (np.array(codes[n].astype(mx.float32)) for n in self.range_names)
+        with np.errstate(over="ignore"):
+            offset = (-biases / scales).astype(np.float16)
+        blocks = data.reshape(*scales.shape, self.group)
+        first = blocks[..., 0].astype(np.float32)
+        single = np.isinf(offset) & (blocks == blocks[..., :1]).all(-1)
         arrays = {
-            "data": np.array(self.indices(codes)),
-            "scale": scales.astype(np.float16),
-            "offset": (-biases / scales).astype(np.float16),
+            "data": data,
+            "scale": np.where(single, scales * first + biases, scales).astype(np.float16),
+            "offset": np.where(single, first - 1, offset).astype(np.float16),
         }
+        return Constexpr("constexpr_blockwise_shift_scale", self.bits, arrays)
+
+    def constexpr_form(self, shape: tuple[int, int]) -> Constexpr:
+        blocks = stand_in((shape[0], shape[1] // self.group), np.float16)
+        arrays = {"data": stand_in(shape, np.uint8), "scale": blocks, "offset": blocks}
         return Constexpr("constexpr_blockwise_shift_scale", self.bits, arrays)
 
 

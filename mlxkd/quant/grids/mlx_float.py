@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlxkd.quant.grids._base import Codes, Constexpr
+from mlxkd.quant.grids._base import Codes, Constexpr, stand_in
 from mlxkd.quant.grids._mlx import MLXGrid
 
 
@@ -25,6 +25,9 @@ class FloatGrid(MLXGrid):
     def constexpr(self, codes: Codes) -> Constexpr:
         """Core ML has no op for small floats with block scales: the decoded values, float16."""
         return Constexpr("const", 16, {"val": np.array(self.decode(codes, mx.float16))})
+
+    def constexpr_form(self, shape: tuple[int, int]) -> Constexpr:
+        return Constexpr("const", 16, {"val": stand_in(shape, np.float16)})
 
 
 GRIDS = {
