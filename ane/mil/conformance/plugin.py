@@ -25,6 +25,9 @@ from ane.mil.conformance import case as cases
 from ane.mil.conformance import check
 
 SUITE = "coremltools.converters.mil.mil.ops.tests"
+# coremltools collects garbage in every conversion, which takes most of the time where much is alive (the suite's own
+# objects, torch's, pytest's); what has survived so many tests is therefore set aside.
+FREEZE_EVERY = 50
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +56,7 @@ class Session:
         self.store: Path | None = config.getoption("--mil-store")
         self.seconds: float | None = config.getoption("--mil-seconds")
         self.begin = time.monotonic()
-        self.test, self.calls = "", 0
+        self.test, self.calls, self.tests = "", 0, 0
         self.patch = pytest.MonkeyPatch()
         self._install()
 
@@ -81,14 +84,16 @@ class Session:
             lines = self.results.read_text(encoding="utf-8").splitlines()
             done = {json.loads(line)["test"] for line in lines}
         items[:] = [item for item in round_robin(items) if short(item.nodeid) not in done]
-        # coremltools collects garbage in every conversion; spared the suite's own objects, that is five times faster.
-        gc.freeze()
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
             item.session.shouldstop = f"{self.seconds:g} s are over"
             pytest.skip("out of time")
         self.test, self.calls = short(item.nodeid), 0
+        if self.tests % FREEZE_EVERY == 0:
+            gc.collect()
+            gc.freeze()
+        self.tests += 1
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         if self.test == short(item.nodeid) and not self.calls:
