@@ -12,7 +12,7 @@ from bench import rounds
 from bench.commands.speed import add_residency, finish, jobs
 from bench.options import REPORT_FILE, failing, say, workload_options
 from bench.recommend import advise
-from bench.runners._local import Local
+from bench.runners._local import prompt_of
 from bench.workloads import Load
 from mlxkd.errors import UserError
 
@@ -25,23 +25,20 @@ Examples:
 
 def agreement(mlx: str, bundle: str, load: Load) -> list[agreements.Agreement]:
     """Both backends over the workload's prompts, along the MLX model's greedy answers."""
-    from ane.runtime import open_session
-    from mlxkd import compat
-    from mlxkd.decode.mlx_session import MlxSession
+    from mlxkd.decode.opening import open_worker
+    from mlxkd.decode.tokens import Prompts
 
-    model, tokenizer, config = compat.load(mlx)
-    first: Any = MlxSession(model, config)
-    second: Any = open_session(Path(bundle), batch=1)
+    worker = open_worker(mlx)
+    first, second = worker.session(1), open_worker(bundle).session(1)
     if first.vocab_size != second.vocab_size:
         raise UserError(
             f"the vocabularies differ: {first.vocab_size} and {second.vocab_size} tokens",
             where=bundle,
             hint="export this bundle from this model: `mlxkd export`",
         )
-    local = Local(tokenizer, None)
-    found = []
+    prompts, found = Prompts(worker.tokenizer), []
     for case in load.cases:
-        prompt = local.tokens(case)
+        prompt = prompt_of(prompts, case)
         room = min(first.max_context, second.max_context) - len(prompt)
         if room < 1:
             raise UserError(f"a prompt of {len(prompt)} tokens leaves no room", hint="choose shorter requests")

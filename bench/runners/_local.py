@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.power import PowerMeter
 from bench.runners._job import Job, Outcome
-from bench.workloads import Case, Load
+from bench.workloads import Case
 from mlxkd.decode.draft_length import FixedLength
 from mlxkd.decode.drafting import NgramDrafter
 from mlxkd.decode.engine import Engine
+from mlxkd.decode.opening import Worker, rows_for
+from mlxkd.decode.policy import BatchChoice, choose
 from mlxkd.decode.prompt_cache import PromptCache
 from mlxkd.decode.requests import GenerateOptions, Request
 from mlxkd.decode.session import Session
 from mlxkd.decode.tokens import Prompts
 from mlxkd.errors import UserError
 from mlxkd.evaluation.clocks import RequestClock, Timing
+from mlxkd.evaluation.speed import run_timed
 from mlxkd.evaluation.toolcalls.parsing import Parser, parser_for
 from mlxkd.evaluation.toolcalls.scoring import score
 from mlxkd.runtime import peak_process_memory
@@ -26,108 +29,88 @@ DRAFTED = 4  # n-gram drafts per step; verification of so few costs about one st
 CACHE_BYTES = 1 << 28
 
 
-class Local:
-    """A loaded target: opens sessions, renders prompts, reads calls.
+def prompt_of(prompts: Prompts, case: Case) -> tuple[int, ...]:
+    """The prompt's tokens: through the chat template where there is one."""
+    return prompts.chat(case.messages, case.tools) if prompts.has_template else prompts.raw(case.text)
 
-    ``batches`` are the numbers of rows worth trying when the batch is chosen automatically.
-    """
 
-    def __init__(self, tokenizer: Any, open_session: Any, batches: Sequence[int] = (1, 2, 4)):
-        self.tokenizer, self.open_session, self.batches = tokenizer, open_session, tuple(batches)
-        self.prompts = Prompts(tokenizer)
-        self.parser: Parser | None = parser_for(tokenizer) if self.prompts.has_template else None
+class Drive:
+    """A worker, the requests of a workload, and how they are decoded."""
 
-    def tokens(self, case: Case) -> tuple[int, ...]:
-        """The prompt's tokens: through the chat template where there is one."""
-        if self.prompts.has_template:
-            return self.prompts.chat(case.messages, case.tools)
-        return self.prompts.raw(case.text)
+    def __init__(self, worker: Worker, job: Job):
+        self.worker, self.job, self.load = worker, job, job.load()
+        self.prompts = Prompts(worker.tokenizer)
+        self.parser: Parser | None = parser_for(worker.tokenizer) if self.prompts.has_template else None
 
-    def engine(self, session: Session, job: Job, load: Load) -> Engine:
+    def choice(self) -> BatchChoice:
+        """The rows that were asked for, or those of the batch policy that `mlxkd generate` follows."""
+        if self.job.batch != "auto":
+            return BatchChoice(self.job.batch, "as asked")
+        if not self.load.queue:
+            return choose("interactive")
+        options = GenerateOptions(self.load.max_tokens)
+        requests = [Request(prompt_of(self.prompts, c), options, str(i)) for i, c in enumerate(self.load.cases)]
+        return rows_for("offline", self.worker, requests)
+
+    def engine(self, session: Session) -> Engine:
         """A fresh engine over a session."""
         drafting: dict[str, Any] = {}
-        if job.draft == "ngram":
+        if self.job.draft == "ngram":
             drafting = {"drafter": NgramDrafter(), "length": FixedLength(DRAFTED)}
-        cache = PromptCache(CACHE_BYTES).for_model("this process") if load.cached else None
-        return Engine(session, self.tokenizer, cache=cache, **drafting)
+        cache = PromptCache(CACHE_BYTES).for_model("this process") if self.load.cached else None
+        return Engine(session, self.worker.tokenizer, cache=cache, **drafting)
+
+    def run(self, engine: Engine, cases: Sequence[Case]) -> tuple[list[Timing], list[str]]:
+        """Decode the cases on the engine's rows; timings and texts in their order.
+
+        With a queue every clock starts at once, so that waiting counts.
+        """
+        clocks = map(self._clock, cases)
+        started = zip(cases, list(clocks) if self.load.queue else clocks, strict=True)
+
+        def begun() -> Iterator[tuple[Request, RequestClock]]:
+            for number, (case, clock) in enumerate(started):
+                prompt = prompt_of(self.prompts, case)
+                clock.mark("tokenize")
+                yield Request(prompt, GenerateOptions(self.load.max_tokens), str(number)), clock
+
+        timings, texts = zip(*run_timed(engine, begun()), strict=True)
+        return list(timings), list(texts)
+
+    def _clock(self, case: Case) -> RequestClock:
+        return RequestClock(self.parser, case.tools, should_call=bool((case.expected or {}).get("tool_calls")))
 
 
-def drive(local: Local, engine: Engine, load: Load, cases: Sequence[Case], seed: int) -> tuple[list[Timing], list[str]]:
-    """Decode all cases on the engine's rows; returns their timings and texts in order.
-
-    With a queue every clock starts at once, so that waiting counts.
-    """
-
-    def clock(case: Case) -> RequestClock:
-        return RequestClock(local.parser, case.tools, should_call=bool((case.expected or {}).get("tool_calls")))
-
-    clocks = {i: clock(case) for i, case in enumerate(cases)} if load.queue else {}
-    texts, timings = [""] * len(cases), {}
-    waiting = list(range(len(cases)))[::-1]
-    while waiting or engine.rows:
-        while waiting and engine.free_rows:
-            index = waiting.pop()
-            clocks.setdefault(index, clock(cases[index]))
-            prompt = local.tokens(cases[index])
-            clocks[index].mark("tokenize")
-            options = GenerateOptions(load.max_tokens)
-            engine.admit(Request(prompt, options, str(index)))
-            clocks[index].mark("prefill")
-        for event in engine.step():
-            index = int(event.request)
-            clocks[index].token(event.token, event.text, step=event.forward, at=event.time_ns / 1e9)
-            texts[index] += event.text
-            if event.finish:
-                timings[index] = clocks[index].finish()
-    return [timings[i] for i in range(len(cases))], texts
-
-
-def measure(local: Local, job: Job, *, load_seconds: float, device: str, backend: str) -> Outcome:
+def measure(worker: Worker, job: Job, *, load_seconds: float, device: str, backend: str) -> Outcome:
     """One warm-up that is thrown away, then the workload once."""
-    load = job.load()
-    if not load.cases:
+    drive = Drive(worker, job)
+    cases = drive.load.cases
+    if not cases:
         raise UserError("the workload has no request")
-    batch = 1 if not load.queue and job.batch == "auto" else job.batch
-    tried: dict[str, float] = {}
-    if batch == "auto":
-        batch, tried = _best_batch(local, job, load)
-    session = local.open_session(int(batch))
+    choice = drive.choice()
+    session = worker.session(choice.batch)
     started = time.perf_counter()
-    drive(local, local.engine(session, job, load), load, load.cases[: int(batch)], job.seed)
+    drive.run(drive.engine(session), cases[: choice.batch])
     first = time.perf_counter() - started
-    session.rewind([0] * int(batch))
-    engine = local.engine(session, job, load)
+    session.rewind([0] * choice.batch)
+    engine = drive.engine(session)
     with PowerMeter() as meter:
         started = time.perf_counter()
-        timings, texts = drive(local, engine, load, load.cases, job.seed)
+        timings, texts = drive.run(engine, cases)
         wall = time.perf_counter() - started
     series = samples(timings)
-    details: dict[str, Any] = {"batch_tried": tried} if tried else {}
+    details: dict[str, Any] = {"rows": choice.explanation}
     joules, reason = meter.joules()
     if joules is None:
         details["energy"] = reason
     else:
         series["joules_per_token"] = [joules / sum(t.tokens for t in timings)]
-    counters = _counters(engine, timings, wall, int(batch))
+    counters = _counters(engine, timings, wall, choice.batch)
     counters |= {"load_seconds": load_seconds, "first_run_seconds": first, "peak_bytes": float(peak_process_memory())}
     return Outcome(
-        samples=series, counters=counters, answers=texts, scores=scores(local.parser, load.cases, texts),
+        samples=series, counters=counters, answers=texts, scores=scores(drive.parser, cases, texts),
         device=device, backend=backend, details=details,
     )  # fmt: skip
-
-
-def _best_batch(local: Local, job: Job, load: Load) -> tuple[int, dict[str, float]]:
-    """The batch with which the queue's 95th completion comes first, on the first eight requests."""
-    tried = {}
-    cases = load.cases[:8]
-    for batch in local.batches:
-        session = local.open_session(batch)
-        drive(local, local.engine(session, job, load), load, cases[:batch], job.seed)
-        session.rewind([0] * batch)
-        timings, _ = drive(local, local.engine(session, job, load), load, cases, job.seed)
-        ends = sorted(t.times[-1] for t in timings)
-        tried[str(batch)] = ends[-(len(ends) // 20) - 1]
-    return int(min(tried, key=lambda b: tried[b])), tried
 
 
 def _counters(engine: Engine, timings: Sequence[Timing], wall: float, batch: int) -> dict[str, float | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -177,16 +178,26 @@ class Engine:
             self._ahead = self._launch(current.reader.best_on_device, dict.fromkeys(self.rows, Draft()), None)
         return self._settle(current, started)
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Decode a queue, admitting the next request as soon as a row is free."""
-        waiting = list(reversed(requests))
-        while waiting or self.rows:
-            free = min(len(waiting), len(self.free_rows))
-            if free:
-                self.admit(*(waiting.pop() for _ in range(free)))
-            if not waiting and self._ahead is None:
+    def run(self, requests: Iterable[Request], admitted: Callable[[Request], None] | None = None) -> Iterator[Event]:
+        """Decode a queue, admitting the next requests as soon as rows are free.
+
+        Args:
+            requests: taken only when there is a row for them, so they may be made on the way.
+            admitted: told of each request whose prompt has been processed.
+        """
+        waiting, more = iter(requests), True
+        while more or self.rows:
+            if more and (free := len(self.free_rows)):
+                taken = list(islice(waiting, free))
+                more = len(taken) == free
+                if taken:
+                    self.admit(*taken)
+                for request in taken if admitted is not None else ():
+                    admitted(request)
+            if not more and self._ahead is None:
                 self._compact()
-            yield from self.step()
+            if self.rows:
+                yield from self.step()
 
     def cancel(self, row: int) -> None:
         """Forget the request of a row."""

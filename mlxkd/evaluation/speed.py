@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlxkd.data.render import prompt_text
 from mlxkd.decode.constrained import ToolGrammars
+from mlxkd.decode.engine import Engine
 from mlxkd.decode.requests import Constraint, GenerateOptions, Matcher, Request
 from mlxkd.evaluation.answers import GrammarOf, engine_for
 from mlxkd.evaluation.clocks import RequestClock, Timing
@@ -50,29 +50,45 @@ def time_answers(
     """
     engine = engine_for(model, tokenizer, min(rows, max(1, len(cases))), constrained=grammar is not None)
     parser = parser_for(tokenizer)
-    clocks: dict[str, RequestClock] = {}
-    texts = [""] * len(cases)
-    waiting = list(range(len(cases)))
-    while waiting or engine.rows:
-        while waiting and engine.free_rows:
-            number = waiting.pop(0)
-            case = cases[number]
+
+    def begun() -> Iterator[tuple[Request, RequestClock]]:
+        for number, case in enumerate(cases):
             constraint = grammar(case["tools"]) if grammar else None
             options = GenerateOptions(max_tokens=max_tokens, stop_after_tool_call=False, constraint=constraint)
             should_call = bool(expected_calls(case["messages"][-1]))
-            clock = clocks[str(number)] = RequestClock(parser, case["tools"], should_call=should_call)
+            clock = RequestClock(parser, case["tools"], should_call=should_call)
             text = prompt_text(list(case["messages"][:-1]), tokenizer, case["tools"], where=case.get("source", ""))
             prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
             clock.mark("tokenize")
-            engine.admit(Request(prompt, options, name=str(number)))
-            mx.synchronize()  # the prompt's work is only queued when admit returns
-            clock.mark("prefill")
-        for event in engine.step():
-            clocks[event.request].token(event.token, event.text, step=event.forward, at=event.time_ns * 1e-9)
-            texts[int(event.request)] += event.text
-            if event.finish and on_answer:
-                on_answer()
-    return [(clocks[str(number)].finish(), text) for number, text in enumerate(texts)]
+            yield Request(prompt, options, name=str(number)), clock
+
+    return run_timed(engine, begun(), on_answer)
+
+
+def run_timed(
+    engine: Engine, begun: Iterable[tuple[Request, RequestClock]], on_answer: Callable[[], None] | None = None
+) -> list[tuple[Timing, str]]:
+    """Decode a queue with a clock for each request; timings and texts in the order of the queue.
+
+    Args:
+        begun: requests under names of their own, and their clocks, which run and know when the prompt was ready.
+            Each is taken when there is a row for it.
+        on_answer: called once per finished answer.
+    """
+    clocks: dict[str, RequestClock] = {}
+    texts: dict[str, str] = {}
+
+    def requests() -> Iterator[Request]:
+        for request, clock in begun:
+            clocks[request.name], texts[request.name] = clock, ""
+            yield request
+
+    for event in engine.run(requests(), lambda request: clocks[request.name].mark("prefill")):
+        clocks[event.request].token(event.token, event.text, step=event.forward, at=event.time_ns * 1e-9)
+        texts[event.request] += event.text
+        if event.finish and on_answer:
+            on_answer()
+    return [(clock.finish(), texts[name]) for name, clock in clocks.items()]
 
 
 @dataclass

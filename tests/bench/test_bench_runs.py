@@ -15,7 +15,8 @@ from model_server import model_server
 from bench import rounds, workloads
 from bench.runners import endpoint
 from bench.runners._job import Job
-from bench.runners._local import samples
+from bench.runners._local import Drive, samples
+from mlxkd.decode.opening import open_worker
 from mlxkd.errors import UserError
 from mlxkd.evaluation.clocks import RequestClock, Timing
 
@@ -59,6 +60,38 @@ def test_a_queue_counts_waiting(speed: Any) -> None:
     report, _ = speed
     ends = report.rounds[0].samples["request_ms"]
     assert min(ends[4:]) > max(ends[:2]) * 1.5
+
+
+def test_rows_are_chosen_once_by_the_policy_of_generate(
+    stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fresh processes: the second finds what the first measured, to the last digit."""
+    monkeypatch.setenv("MLXKD_BATCH_POLICY", str(tmp_path / "policy.json"))
+    job = Job(kind="mlx", location=str(stories_model), workload="offline", requests=6, max_tokens=4)
+    first, second = rounds.run_job(job), rounds.run_job(job)
+    (kept,) = json.loads((tmp_path / "policy.json").read_text()).values()
+    assert first.details["rows"] == second.details["rows"] == kept["explanation"]
+    assert [m["batch"] for m in kept["measurements"]] == [1, 2, 4]
+    assert first.counters["batch"] == second.counters["batch"] == kept["batch"]
+    alone = rounds.run_job(job.model_copy(update={"workload": "interactive"}))
+    assert alone.counters["batch"] == 1 and alone.details["rows"].startswith("interactive")
+
+
+def test_prompts_that_wait_together_share_a_forward(stories_model: Path) -> None:
+    job = Job(kind="mlx", location=str(stories_model), workload="offline", requests=5, max_tokens=3, batch=4)
+    drive = Drive(open_worker(str(stories_model)), job)
+    session = drive.worker.session(4)
+    taking: list[int] = []
+    extend = session.extend
+
+    def watched(tokens: Any, counts: Any = None) -> Any:
+        taking.append(int(np.count_nonzero(counts)))
+        return extend(tokens, counts)
+
+    session.extend = watched  # type: ignore[method-assign]
+    timings, texts = drive.run(drive.engine(session), drive.load.cases)
+    assert taking[0] == 4 and len(timings) == len(texts) == 5
+    assert all(t.tokens == 3 and 0 < t.tokenize < t.prefill < t.times[0] for t in timings)
 
 
 def test_a_round_that_cannot_run_says_why(tmp_path: Path) -> None:
