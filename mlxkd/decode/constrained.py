@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mlxkd import compat
-from mlxkd.decode.dialects import DIALECTS, Layout, Writer
+from mlxkd.decode.dialects import DIALECTS
+from mlxkd.decode.lark import Layout, Writer
 from mlxkd.errors import UserError
 
 Mode = Literal["auto", "required"]
@@ -52,8 +53,9 @@ class ToolGrammar:
         self._tokenizer = guide or guidance_tokenizer(tokenizer, vocab_size)
         self.source = tool_grammar(tokenizer, plain, self._tokenizer, mode)
         self.vocab_size = vocab_size
-        self._grammar = llguidance.grammar_from("lark", self.source)
-        fault = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
+        usual = tool_grammar(tokenizer, plain, self._tokenizer, mode, usual=True)
+        self._law, self._usual = (llguidance.grammar_from("lark", source) for source in (self.source, usual))
+        fault = llguidance.LLMatcher.validate_grammar(self._law, self._tokenizer)
         if fault:
             raise UserError(f"these tools cannot be enforced: {fault}", hint="simplify the schema or drop --constrain")
 
@@ -61,7 +63,8 @@ class ToolGrammar:
         """See ``Constraint.matcher``."""
         import llguidance
 
-        return GuidanceMatcher(llguidance.LLMatcher(self._tokenizer, self._grammar), self.vocab_size)
+        law, usual = (llguidance.LLMatcher(self._tokenizer, grammar) for grammar in (self._law, self._usual))
+        return GuidanceMatcher(law, usual, self.vocab_size)
 
 
 class ToolGrammars:
@@ -97,20 +100,27 @@ class ToolGrammars:
 
 
 class GuidanceMatcher:
-    """llguidance's matcher behind our protocol."""
+    """llguidance's matchers behind our protocol: the law decides, the usual spelling only proposes.
 
-    def __init__(self, inner: Any, vocab_size: int):
-        self._inner, self._vocab_size = inner, vocab_size
+    Args:
+        law: of all spellings.
+        usual: of one of them, followed as long as the answer keeps to it.
+        vocab_size: width of the masks.
+    """
+
+    def __init__(self, law: Any, usual: Any, vocab_size: int):
+        self._law, self._usual, self._vocab_size = law, usual, vocab_size
+        self._strayed = 0  # tokens since the answer left the usual spelling
 
     def mask(self) -> np.ndarray:
         """bool[V]."""
-        packed = np.frombuffer(self._inner.compute_bitmask(), dtype=np.uint8)
+        packed = np.frombuffer(self._law.compute_bitmask(), dtype=np.uint8)
         bits = np.unpackbits(packed, bitorder="little")[: self._vocab_size].astype(bool)
         return bits if len(bits) == self._vocab_size else np.pad(bits, (0, self._vocab_size - len(bits)))
 
     def accepts(self, token: int) -> bool:
         """See ``Matcher.accepts``."""
-        return bool(self._inner.validate_tokens([token]) == 1)
+        return bool(self._law.validate_tokens([token]) == 1)
 
     def consume(self, token: int) -> None:
         """See ``Matcher.consume``.
@@ -118,21 +128,29 @@ class GuidanceMatcher:
         Raises:
             ValueError: the grammar does not allow this token.
         """
-        if not self._inner.consume_token(token):
-            raise ValueError(f"token {token} is outside the grammar: {self._inner.get_error()[:200]}")
+        if not self._law.consume_token(token):
+            raise ValueError(f"token {token} is outside the grammar: {self._law.get_error()[:200]}")
+        if self._strayed or self._usual.validate_tokens([token]) != 1:
+            self._strayed += 1
+        else:
+            self._usual.consume_token(token)
 
     def rollback(self, tokens: int) -> None:
         """See ``Matcher.rollback``."""
-        if tokens and not self._inner.rollback(tokens):
-            raise ValueError(f"the grammar cannot go back: {self._inner.get_error()[:200]}")
+        if not tokens:
+            return
+        followed = max(0, tokens - self._strayed)
+        self._strayed -= tokens - followed
+        if not self._law.rollback(tokens) or (followed and not self._usual.rollback(followed)):
+            raise ValueError(f"the grammar cannot go back: {self._law.get_error()[:200]}")
 
-    def forced(self) -> list[int]:
-        """See ``Matcher.forced``."""
-        return list(self._inner.compute_ff_tokens())
+    def likely(self) -> list[int]:
+        """See ``Matcher.likely``."""
+        return list((self._law if self._strayed else self._usual).compute_ff_tokens())
 
     def finished(self) -> bool:
         """See ``Matcher.finished``."""
-        return bool(self._inner.is_stopped())
+        return bool(self._law.is_stopped())
 
 
 def guidance_tokenizer(tokenizer: Any, vocab_size: int) -> Any:
@@ -147,8 +165,10 @@ def guidance_tokenizer(tokenizer: Any, vocab_size: int) -> Any:
     return llguidance.LLTokenizer(backend.to_str(), n_vocab=max(vocab_size, len(inner)), eos_token=stops)
 
 
-def tool_grammar(tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mode: Mode) -> str:
-    """The Lark grammar of answers with calls of these tools.
+def tool_grammar(
+    tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mode: Mode, *, usual: bool = False
+) -> str:
+    """The Lark grammar of answers with calls of these tools, in any spelling or in the usual one.
 
     Raises:
         UserError: the tokenizer's tool parser has no grammar here, or a schema cannot be enforced in its dialect.
@@ -161,9 +181,9 @@ def tool_grammar(tokenizer: Any, tools: Sequence[dict[str, Any]], guide: Any, mo
         )
     body, space = DIALECTS[name]
     layout = call_layout(tokenizer, space)
-    writer = Writer(tools, layout, lambda text: split(text, tokenizer, guide))
+    writer = Writer(tools, layout, lambda text: split(text, tokenizer, guide), usual)
     opening, closing = writer.mark(layout.opening), writer.mark(layout.closing)
-    call = f"{json.dumps(layout.before)} {body(writer)} {json.dumps(layout.after)} {closing}"
+    call = f"{writer.space(layout.before)} {body(writer)} {writer.space(layout.after)} {closing}"
     rules = "".join(f"{rule}\n" for rule in writer.rules)
     if mode == "required":
         return f"start: {opening} {call}\n{rules}"

@@ -1,160 +1,20 @@
 """How models write tool calls, as Lark rules for llguidance: one body per tool parser of mlx-lm.
 
-A body is what stands between the markers that open and close a call (or a block of calls). Arguments come in the
-order of the schema, white space as in ``Layout``. Strings stand raw where a dialect writes them raw, up to their end
-marker; they exclude what the dialect's parser would read as something else.
+A body is what stands between the markers that open and close a call (or a block of calls). Strings stand raw where a
+dialect writes them raw, up to their end marker; they exclude what the dialect's parser would read as something else.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from mlxkd.decode.lark import ANY, Schema, Tool, Writer, arguments, is_string
 from mlxkd.errors import UserError
 
-Tool = dict[str, Any]
-Schema = dict[str, Any]
-ANY = "(?s:.)"
-LENGTHS = ("minLength", "maxLength")
-# Schema keys that say nothing about a raw string; any other one would be ignored silently and is refused.
-HARMLESS = ("type", "description", "title", "default", "examples", "enum", "const", *LENGTHS)
 NULL = r"/\s*(?i:null)\s*/"
 JSON_VALUE = r'/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?|true|false|null|NaN|-?Infinity|["\[{](?s:.*)/'
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a model writes a call, down to its white space; read from its own chat template.
-
-    Args:
-        opening, closing: markers around a call or a block of calls.
-        before, after: white space inside the markers.
-        item, key: separators of JSON.
-    """
-
-    opening: str
-    closing: str
-    before: str = ""
-    after: str = ""
-    item: str = ", "
-    key: str = ": "
-
-
-@dataclass
-class Writer:
-    """Writes the rules of one grammar.
-
-    Args:
-        tools: bare function schemas.
-        layout: see ``Layout``.
-        split: a literal as parts of Lark, its special tokens as tokens.
-    """
-
-    tools: Sequence[Tool]
-    layout: Layout
-    split: Callable[[str], list[str]]
-    rules: list[str] = field(default_factory=list)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def rule(self, expression: str, *, suffix: str = "") -> str:
-        """Add a rule; returns its name."""
-        name = f"r{next(self._numbers)}"
-        attribute = f"[suffix={suffix}]" if suffix else ""
-        self.rules.append(f"{name}{attribute}: {expression}")
-        return name
-
-    def mark(self, text: str) -> str:
-        """A literal as Lark."""
-        return " ".join(self.split(text))
-
-    def any_tool(self, one: Callable[[Tool], str]) -> str:
-        """A rule for the call of one of the tools."""
-        return self.rule(" | ".join(self.rule(one(tool)) for tool in self.tools))
-
-    def json(self, schema: Schema) -> str:
-        """A JSON value in the layout's spacing."""
-        spacing = {
-            "item_separator": self.layout.item,
-            "key_separator": self.layout.key,
-            "whitespace_flexible": False,
-        }
-        return f"%json {json.dumps({**schema, 'x-guidance': spacing})}"
-
-    def raw(
-        self, schema: Schema, end: str, where: str, *, char: str = ANY, never: str = "", quoted: bool = False
-    ) -> str:
-        """A raw string and the marker ``end`` behind it.
-
-        Args:
-            schema: of the string.
-            end: the string does not contain it.
-            where: the argument, for faults.
-            char: regular expression of one character.
-            never: regular expression, between slashes, of strings that would be misread.
-            quoted: a string may also stand as JSON, and those that would be misread do.
-
-        Raises:
-            UserError: the schema asks for what raw strings cannot be held to.
-        """
-        if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else []):
-            misread = [choice for choice in choices if never and re.fullmatch(never[1:-1], choice)]
-            if misread and not quoted:
-                raise UserError(f"this dialect reads the choice {misread[0]!r} as something else", where=where)
-            spelt = [json.dumps(choice) if choice in misread else choice for choice in choices]
-            return f"({' | '.join(map(json.dumps, spelt))}) {self.mark(end)}"
-        if strange := [key for key in schema if key not in HARMLESS and not key.startswith("x-")]:
-            raise UserError(
-                f"{', '.join(map(repr, strange))} of a string cannot be enforced where strings stand raw",
-                where=where,
-                hint="simplify the schema or drop --constrain",
-            )
-        shortest, longest = schema.get("minLength", 0), schema.get("maxLength", "")
-        pattern = f"/{char}*/" if (shortest, longest) == (0, "") else f"/{char}{{{shortest},{longest}}}/"
-        if never:
-            pattern += f" & ~{never}"
-        first, *rest = self.split(end)
-        if first.startswith("<["):  # no text contains a special token
-            written = " ".join([self.rule(pattern), first, *rest])
-        else:
-            written = " ".join([self.rule(pattern, suffix=first), *rest])
-        return f"({written} | {self.rule(self.json(schema))} {self.mark(end)})" if quoted else written
-
-    def present(self, tool: Tool, pair: Callable[[str, Schema], str], between: str, nothing: str | None) -> str:
-        """Arguments in order, optional ones present or not, with a separator between those present.
-
-        Args:
-            tool: whose arguments.
-            pair: Lark of one argument, from its name and schema.
-            between: literal separator, "" for none.
-            nothing: Lark of a call without arguments; None where it takes some other form.
-        """
-        schema = arguments(tool)
-        given = list(schema["properties"].items())
-        separator = f"{json.dumps(between)} " if between else ""
-        # "after" follows an argument, "first" none; both are built from the end.
-        after, first = '""', nothing
-        for name, value in reversed(given):
-            one, needed = self.rule(pair(name, value)), name in schema.get("required", [])
-            begun = f"{one} {after}" if after != '""' else one
-            first = self.rule(begun if needed or first is None else f"{begun} | {first}")
-            more = self.rule(f"{separator}{begun}" if needed else f"{separator}{begun} | {after}")
-            after = more
-        return first if first is not None else ""
-
-
-def arguments(tool: Tool) -> Schema:
-    """The schema of a tool's arguments, closed to further ones."""
-    schema = tool.get("parameters") or {}
-    return {"additionalProperties": False, "properties": {}, **schema, "type": "object"}
-
-
-def is_string(schema: Schema) -> bool:
-    """Whether values are strings and nothing else, which tagged dialects write raw."""
-    return schema.get("type") == "string"
 
 
 def json_tools(w: Writer) -> str:
@@ -168,7 +28,7 @@ def json_tools(w: Writer) -> str:
         }
         for tool in w.tools
     ]
-    return w.rule(w.json({"anyOf": calls}))
+    return w.json({"anyOf": calls})
 
 
 def mistral(w: Writer) -> str:
@@ -198,6 +58,9 @@ def pythonic(w: Writer) -> str:
     return w.rule(f'"[" {one} (", " {one})* "]"')
 
 
+KINDS = ("number", "integer", "boolean", "array", "object", "null")
+
+
 @dataclass(frozen=True)
 class Tags:
     """One block per argument, strings raw.
@@ -209,7 +72,8 @@ class Tags:
         never: what a raw string may not be, for its parser would read something else.
         quoted: a string may also stand as JSON, and must where its raw form would be misread.
         cdata: a value may stand in ``<![CDATA[...]]>``, and must where it holds "<", "&" or a line break.
-        empty: calls without arguments are written as JSON.
+        empty: False where calls without arguments are written as JSON.
+        block: markers around all arguments as one JSON object, which is another spelling.
     """
 
     head: str
@@ -221,6 +85,7 @@ class Tags:
     quoted: bool = False
     cdata: bool = False
     empty: bool = True
+    block: tuple[str, str] | None = None
 
     def __call__(self, w: Writer) -> str:
         one = w.any_tool(lambda tool: self._call(w, tool))
@@ -230,18 +95,23 @@ class Tags:
         given = w.present(
             tool, lambda key, value: self._argument(w, tool, key, value), "", '""' if self.empty else None
         )
+        if self.block and not w.usual:
+            opening, closing = map(w.mark, self.block)
+            given = f"({given} | {opening} {w.json(arguments(tool))} {closing})"
         before, *after = self.head.format(name=tool["name"], n="\0").split("\0")
         head = " /[0-9]+/ ".join([w.mark(before), *map(w.mark, after)])
         written = f"{head} {given} {w.mark(self.tail)}"
         if self.empty or arguments(tool).get("required"):
             return written
         bare = w.json({"const": {"name": tool["name"], "arguments": {}}})
-        return f"{w.rule(written)} | {w.rule(bare)}" if given else w.rule(bare)
+        return f"{w.rule(written)} | {bare}" if given else bare
 
     def _argument(self, w: Writer, tool: Tool, key: str, value: Schema) -> str:
-        opening = w.mark(self.key.format(key=key, type=_json_type(value)))
+        # What is not read as a string is read as JSON, whichever type the model names.
+        kinds = [_json_type(value)] if w.usual or is_string(value) else KINDS
+        opening = f"({' | '.join(dict.fromkeys(w.mark(self.key.format(key=key, type=kind)) for kind in kinds))})"
         if not is_string(value):
-            return f"{opening} {w.rule(w.json(value))} {w.mark(self.end)}"
+            return f"{opening} {w.json(value)} {w.mark(self.end)}"
         where = f"{tool['name']}.{key}"
         if not self.cdata or "enum" in value or "const" in value:
             return f"{opening} {w.raw(value, self.end, where, never=self.never, quoted=self.quoted)}"
@@ -288,7 +158,7 @@ class Gemma:
         if kind == "array" and "items" in schema and not self.flat:
             return self._array(w, schema, where)
         if kind in ("integer", "number", "boolean", "null"):
-            return w.rule(w.json(schema))
+            return w.json(schema)
         raise UserError(
             f"a value of type {kind!r} cannot be enforced in this dialect",
             where=where,
@@ -297,12 +167,7 @@ class Gemma:
 
     def _array(self, w: Writer, schema: Schema, where: str) -> str:
         one = w.rule(self._value(w, schema["items"], f"{where}[]"))
-        fewest, most = schema.get("minItems", 0), schema.get("maxItems")
-        if most == 0:
-            return '"[" "]"'
-        upper = "" if most is None else most - 1
-        items = f'{one} ("," {one}){{{max(0, fewest - 1)},{upper}}}'
-        return w.rule(f'"[" {items} "]"' + ("" if fewest else ' | "[" "]"'))
+        return w.array(schema, one, "", '","')
 
 
 GLM = Tags("{name}", "<arg_key>{key}</arg_key><arg_value>", "</arg_value>")
@@ -320,6 +185,7 @@ DIALECTS: dict[str, tuple[Callable[[Writer], str], str]] = {
             "<|close|>argument<|sep|>",
             "<|close|>call<|sep|>",
             between="",
+            block=('<|open|>json type="object"<|sep|>', "<|close|>json<|sep|>"),
         ),
         "",
     ),

@@ -18,14 +18,14 @@ from mlxkd.errors import UserError
 
 
 class GrammarDrafter:
-    """Tokens that the request's grammar forces; point masses."""
+    """The usual spelling of a call wherever the request's grammar leaves it no choice; point masses."""
 
     def propose(self, rows: dict[int, ActiveRow], limits: dict[int, int]) -> dict[int, Draft]:
         """See ``Drafter.propose``."""
         found = {}
         for row, active in rows.items():
             if active.matcher is not None and limits.get(row, 0):
-                found[row] = Draft(active.matcher.forced()[: limits[row]])
+                found[row] = Draft(active.matcher.likely()[: limits[row]])
         return found
 
     def release(self, row: int) -> None:

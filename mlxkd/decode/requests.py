@@ -36,8 +36,8 @@ class Matcher(Protocol):
         """Undo the last ``consume`` calls."""
         ...
 
-    def forced(self) -> list[int]:
-        """Tokens that the grammar leaves no choice about."""
+    def likely(self) -> list[int]:
+        """Tokens worth proposing: those without a choice in the usual spelling. The law may allow others."""
         ...
 
     def finished(self) -> bool:

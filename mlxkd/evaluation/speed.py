@@ -144,8 +144,8 @@ class _TimedMatcher:
     def rollback(self, tokens: int) -> None:
         self._counted(self.inner.rollback, tokens)
 
-    def forced(self) -> list[int]:
-        return self._counted(self.inner.forced)
+    def likely(self) -> list[int]:
+        return self._counted(self.inner.likely)
 
     def finished(self) -> bool:
         return self._counted(self.inner.finished)
