@@ -188,6 +188,17 @@ def new_cache(model: nn.Module) -> list[Any]:
     return list(cache_module().make_prompt_cache(model))
 
 
+def masks_grouped_scores(model: nn.Module) -> bool:
+    """Whether attention masks scores [B, kv heads, heads per kv head, q, T]: gemma2, which softcaps them itself.
+
+    There the rows of a mask [B, 1, q, T] would meet the kv heads: an error, or with as many rows silently wrong.
+    """
+    if getattr(model, "model_type", None) != "gemma2":
+        return False
+    args: Any = model.args
+    return bool(args.num_attention_heads != args.num_key_value_heads)
+
+
 @functools.cache
 def tool_parser_names() -> tuple[str, ...]:
     """Names of mlx-lm's tool-call parsers."""

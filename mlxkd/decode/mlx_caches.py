@@ -66,10 +66,11 @@ class RowCache:
         rows: B.
         window: how many latest tokens a query sees; None for all. All tokens are kept, so that a
             sliding-window layer can rewind, which a wrapped ring cannot.
+        grouped: the model masks scores [n, H, heads per H, q, T], one axis more than elsewhere.
     """
 
-    def __init__(self, rows: int, window: int | None = None):
-        self.rows, self.window = rows, window
+    def __init__(self, rows: int, window: int | None = None, *, grouped: bool = False):
+        self.rows, self.window, self.grouped = rows, window, grouped
         self.keys: Any = None
         self.values: Any = None
         self.lengths = Lengths(np.zeros(rows))
@@ -81,13 +82,14 @@ class RowCache:
         return self.lengths.offset
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """What ``n`` new queries may see: None, "causal" or bool[rows or 1, 1, n, T]."""
+        """What ``n`` new queries may see: None, "causal" or bool[rows or 1, 1, n, T] (grouped: [.., 1, 1, n, T])."""
         window = window_size or self.window
         total = self.lengths.longest + n
         if self.lengths.even and not return_array and (window is None or total <= window):
             return None if n == 1 else "causal"
         starts = self.lengths.valid[:1] if self.lengths.even else self.lengths.valid
-        queries = (starts[:, None] + np.arange(n)).astype(np.int32)[:, None, :, None]
+        heads = (1, 1) if self.grouped else (1,)
+        queries = (starts[:, None] + np.arange(n)).astype(np.int32).reshape(-1, *heads, n, 1)
         keys = mx.arange(total)
         mask = mx.array(queries) >= keys
         return mask if window is None else mask & (keys > mx.array(queries - window))
@@ -158,8 +160,8 @@ class RowCache:
 class QuantizedRowCache(RowCache):
     """A ``RowCache`` that stores affine codes; mlx-lm's attention recognises it by ``bits``."""
 
-    def __init__(self, rows: int, window: int | None, group_size: int, bits: int):
-        super().__init__(rows, window)
+    def __init__(self, rows: int, window: int | None, group_size: int, bits: int, *, grouped: bool = False):
+        super().__init__(rows, window, grouped=grouped)
         self.group_size, self.bits = group_size, bits
 
     def _encode(self, x: mx.array) -> Any:

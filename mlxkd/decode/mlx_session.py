@@ -35,7 +35,8 @@ class MlxSession:
         kv_bits, kv_group_size: store keys and values as affine codes (8 or 4 bits, groups along the head).
 
     Raises:
-        UserError: quantised keys and values that this model's head size or cache kind does not allow.
+        UserError: quantised keys and values that this model's head size or cache kind does not allow, or a model
+            whose attention cannot take the masks of ragged rows.
     """
 
     query_sizes: tuple[int, ...] | None = None
@@ -56,8 +57,7 @@ class MlxSession:
         self.takes_device_tokens = batch_size > 1 or mx.default_device() != mx.cpu
         self._quantized = (kv_group_size, kv_bits) if kv_bits else None
         self.max_context = max_context or _context_of(config or vars(getattr(model, "args", object())))
-        kinds = [_converted(cache, 1, self._quantized) for cache in compat.new_cache(model)]
-        self.can_rewind = all(kind is not None for kind in kinds)
+        self.can_rewind = all(self._converted(cache, 1) is not None for cache in compat.new_cache(model))
         if kv_bits and not self.can_rewind:
             raise UserError("keys and values of this model cannot be quantised: not all its layers attend")
         self._lanes = [self._fresh_lane() for _ in range(1 if self.can_rewind else batch_size)]
@@ -178,17 +178,38 @@ class MlxSession:
                 leaf.lengths = lengths
 
     def _fresh_lane(self) -> list[Any]:
-        rows = self.batch_size if self.can_rewind else 1
-        caches = compat.new_cache(self.model)
-        return [_converted(cache, rows, self._quantized) or cache for cache in caches]
+        return self._fresh_caches(self.batch_size if self.can_rewind else 1)
+
+    def _fresh_caches(self, rows: int) -> list[Any]:
+        return [self._converted(cache, rows) or cache for cache in compat.new_cache(self.model)]
+
+    def _converted(self, cache: Any, rows: int) -> Any | None:
+        """Our cache in place of mlx-lm's, or None where the kind keeps no history."""
+        kinds = compat.cache_module()
+        if type(cache) is kinds.CacheList:
+            parts = [self._converted(part, rows) for part in cache.caches]
+            return None if any(part is None for part in parts) else kinds.CacheList(*parts)
+        window = cache.max_size if type(cache) is kinds.RotatingKVCache and cache.keep == 0 else None
+        if type(cache) is not kinds.KVCache and window is None:
+            return None
+        grouped = compat.masks_grouped_scores(self.model)
+        if self._quantized:
+            return QuantizedRowCache(rows, window, *self._quantized, grouped=grouped)
+        return RowCache(rows, window, grouped=grouped)
 
     def _probe_vocabulary(self) -> int:
-        """Width of the head, from a graph that is never evaluated."""
-        caches = [_converted(c, 1, self._quantized) or c for c in compat.new_cache(self.model)]
+        """Width of the head, from a ragged forward whose graph is never evaluated."""
+        rows = min(self.batch_size, 2) if self.can_rewind else 1
+        caches = self._fresh_caches(rows)
+        for leaf in _leaves(caches):
+            if isinstance(leaf, RowCache):
+                leaf.lengths = Lengths(np.arange(rows))
         try:
-            return int(self.model(mx.zeros((1, 1), dtype=mx.int32), cache=caches).shape[-1])
-        except ValueError as error:
-            raise UserError(f"this model cannot run with quantised keys and values: {error}") from error
+            return int(self.model(mx.zeros((rows, 2), dtype=mx.int32), cache=caches).shape[-1])
+        except (ValueError, TypeError, AttributeError) as error:  # whatever mlx-lm's model code stumbles over
+            kind = getattr(self.model, "model_type", type(self.model).__name__)
+            what = "quantised keys and values" if self._quantized else f"{rows} row{'s' * (rows > 1)} of tokens"
+            raise UserError(f"mlx-lm's {kind} cannot run with {what}: {error}") from error
 
 
 def _context_of(config: dict[str, Any]) -> int:
@@ -196,18 +217,6 @@ def _context_of(config: dict[str, Any]) -> int:
     merged = {**config, **text} if isinstance(text, dict) else config
     found = [merged[key] for key in CONTEXT_KEYS if isinstance(merged.get(key), int)]
     return int(found[0]) if found else UNBOUNDED
-
-
-def _converted(cache: Any, rows: int, quantized: tuple[int, int] | None) -> Any | None:
-    """Our cache in place of mlx-lm's, or None where the kind keeps no history."""
-    kinds = compat.cache_module()
-    if type(cache) is kinds.CacheList:
-        parts = [_converted(part, rows, quantized) for part in cache.caches]
-        return None if any(part is None for part in parts) else kinds.CacheList(*parts)
-    window = cache.max_size if type(cache) is kinds.RotatingKVCache and cache.keep == 0 else None
-    if type(cache) is not kinds.KVCache and window is None:
-        return None
-    return QuantizedRowCache(rows, window, *quantized) if quantized else RowCache(rows, window)
 
 
 def _leaves(caches: Sequence[Any]) -> Iterator[Any]:

@@ -39,6 +39,21 @@ GEMMA3 = {
     "rope_global_base_freq": 10000.0,
     "rope_local_base_freq": 1000.0,
 }
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 61,
+    "max_position_embeddings": 72,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
 LFM2 = {
     "model_type": "lfm2",
     "vocab_size": 61,
@@ -58,7 +73,7 @@ LFM2 = {
     "full_attn_idxs": [1],
     "rope_theta": 10000.0,
 }
-CONFIGS = {"llama": LLAMA, "gemma3": GEMMA3, "lfm2": LFM2}
+CONFIGS = {"llama": LLAMA, "gemma2": GEMMA2, "gemma3": GEMMA3, "lfm2": LFM2}
 
 
 def tiny(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:

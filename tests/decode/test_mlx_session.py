@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from decode_models import tiny
+from decode_models import CONFIGS, tiny
 from session_contract import Factory, SessionContract, last_rows, tokens_for
 
 from mlxkd import compat
@@ -103,6 +103,17 @@ class TestSlidingWindow(SessionContract):
         return lambda **options: MlxSession(model, config, **options)
 
 
+class TestGroupedScores(SessionContract):
+    """gemma2 masks grouped scores; with two rows and two kv heads a mask of four axes is silently wrong."""
+
+    tolerance = 1e-3
+
+    @pytest.fixture
+    def factory(self) -> Factory:
+        model, config = tiny("gemma2")
+        return lambda **options: MlxSession(model, config, **options)
+
+
 class TestRecurrent(SessionContract):
     @pytest.fixture
     def factory(self) -> Factory:
@@ -117,7 +128,7 @@ class TestReal(SessionContract):
         return lambda **options: MlxSession(model, config, **options)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "lfm2"])
 def test_logits_are_those_of_the_model_without_a_cache(name: str) -> None:
     model, config = tiny(name)
     session = MlxSession(model, config)
@@ -159,8 +170,21 @@ def test_quantised_keys_and_values_are_refused_where_they_cannot_be() -> None:
     with pytest.raises(UserError, match="cannot be quantised: not all its layers attend"):
         MlxSession(model, config, kv_bits=8)
     model, config = tiny("gemma3")
-    with pytest.raises(UserError, match="cannot run with quantised keys and values"):
+    with pytest.raises(UserError, match="gemma3_text cannot run with quantised keys and values"):
         MlxSession(model, config, kv_bits=8, kv_group_size=64)
+    model, config = tiny("gemma2")
+    with pytest.raises(UserError, match="gemma2 cannot run with quantised keys and values"):
+        MlxSession(model, config, kv_bits=8, kv_group_size=16)
+
+
+def test_a_model_that_cannot_mask_ragged_rows_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gemma2 as if nobody knew that it groups its scores: one row decodes, two are refused before they do."""
+    monkeypatch.setattr(compat, "masks_grouped_scores", lambda model: False)
+    config = {**CONFIGS["gemma2"], "num_key_value_heads": 1}
+    model = compat.build_model(config)
+    MlxSession(model, config)
+    with pytest.raises(UserError, match="mlx-lm's gemma2 cannot run with 2 rows of tokens"):
+        MlxSession(model, config, batch_size=2)
 
 
 def test_the_real_model_writes_its_published_text(stories: Any, stories_model: Path) -> None:
