@@ -77,13 +77,15 @@ def test_a_whole_step_from_conversations(tmp_path: Path) -> None:
 
 
 def test_each_example_is_held_to_its_own_tools(tmp_path: Path) -> None:
-    """The same call under two sets of tools: what the name may be differs; one automaton is built per set."""
+    """The same call under two sets of tools: which arguments there are differs; one automaton is built per set."""
     pytest.importorskip("llguidance")
     tokenizer = compat.load_tokenizer(tokenizer_folder(tmp_path, COMPACT))
     function = TOOL["function"]
-    other = {"type": "function", "function": {**function, "name": "get_water"}}
+    city = function["parameters"]["properties"]["city"]
+    parameters = {**function["parameters"], "properties": {"city": city, "country": city}}
+    other = {"type": "function", "function": {**function, "parameters": parameters}}
     answer = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    records = [Record("messages", messages=(ASK, answer), tools=tools) for tools in ((TOOL,), (TOOL, other))]
+    records = [Record("messages", messages=(ASK, answer), tools=tools) for tools in ((TOOL,), (other,))]
     examples = [render(r, tokenizer) for r in [*records, *records]]
     batches = Batches(examples, [(4, 400)])
     batch = batches.batch(0)
@@ -95,4 +97,4 @@ def test_each_example_is_held_to_its_own_tools(tmp_path: Path) -> None:
         inside = (batch.supervised // batch.shape[1] == row) & (given["early_grammar"] > 0)
         widest[index] = tuple(choices[inside])
     assert widest[0] == widest[2] and widest[1] == widest[3]
-    assert sum(widest[1]) > sum(widest[0]), "a second tool leaves more than one way to go on"
+    assert sum(widest[1]) > sum(widest[0]), "a second argument leaves more than one way to go on"

@@ -95,14 +95,15 @@ def test_timings_account_for_the_wall_time(folder: Path) -> None:
 def test_constrained_answers_are_valid_and_their_cost_is_counted(folder: Path) -> None:
     model, tokenizer, _ = compat.load(folder)
     grammars = TimedGrammars(ToolGrammars(tokenizer, 320, "required"))
-    answers = answer_all(model, tokenizer, CASES, max_tokens=150, rows=2, grammar=grammars)
+    cases = [{**case, "tools": TOOLS[1:]} for case in CASES]  # a random model may never close a string
+    answers = answer_all(model, tokenizer, cases, max_tokens=150, rows=2, grammar=grammars)
     finished = [a for a in answers if a.text.rstrip().endswith("</tool_call>")]
     assert finished and all(a.score.schema_valid for a in finished)
     assert len(grammars.compiling) == 1 and grammars.following > 0, "one set of tools is compiled once"
-    timed = time_answers(model, tokenizer, CASES, max_tokens=150, grammar=grammars)
+    timed = time_answers(model, tokenizer, cases, max_tokens=150, grammar=grammars)
     assert [text for _, text in timed] == [a.text for a in answers]
     steps = sum(len(set(timing.steps)) for timing, _ in timed)
-    assert steps < sum(timing.tokens for timing, _ in timed), "forced tokens cost no step of their own"
+    assert steps < sum(timing.tokens for timing, _ in timed), "proposed tokens cost no step of their own"
 
 
 def test_without_tools_nothing_is_constrained(folder: Path) -> None:
