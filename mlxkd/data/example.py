@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+RANGES = ("turns", "calls")  # of the meta data: token ranges, or None where there is none
+
 
 @dataclass(frozen=True)
 class Span:
@@ -30,7 +32,8 @@ class Example:
             ``weights[0]`` is 0: nothing predicts the first token. Shifting happens once, in ``Batches``.
         spans: token spans, ordered by start.
         source: where the record came from, "file:line".
-        meta: what else the losses need (turn borders, whether a tool should be called, ...).
+        meta: what else the losses need (turn borders, whether a tool should be called, ...). Ranges count from the
+            first token; in a piece of a longer example they may reach beyond it on either side.
     """
 
     tokens: np.ndarray
@@ -61,6 +64,9 @@ def windows(example: Example, length: int) -> list[Example]:
         example: any length.
         length: positions per piece; a piece has at most ``length + 1`` tokens and starts with the last
             token of the piece before.
+
+    Spans are cut at the borders of a piece. The ranges of turns and calls are moved, not cut: the whole turn's length
+    still counts where only a part of it is here.
     """
     if len(example) <= length + 1:
         return [example]
@@ -75,5 +81,9 @@ def _piece(example: Example, start: int, stop: int) -> Example:
         for s in example.spans
         if s.start < stop and s.end > start
     )
-    meta = {**example.meta, "window": start}
-    return Example(example.tokens[start:stop].copy(), weights, spans, example.source, meta)
+    ranges = {name: [_moved(r, start) for r in example.meta[name]] for name in RANGES if name in example.meta}
+    return Example(example.tokens[start:stop].copy(), weights, spans, example.source, {**example.meta, **ranges})
+
+
+def _moved(where: tuple[int, int] | None, start: int) -> tuple[int, int] | None:
+    return None if where is None else (where[0] - start, where[1] - start)

@@ -51,13 +51,22 @@ class EarlyOptions:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A supervised turn of one row: flat indices of the positions that predict its tokens, and what they predict."""
+    """A supervised turn of one row: flat indices of the positions that predict its tokens, and what they predict.
+
+    Of a turn that a window cuts short only the first positions and tokens are here; its figures are the whole turn's.
+    """
 
     example: Example
     at: np.ndarray
     tokens: np.ndarray
+    length: int
     call: int | None  # tokens before the first call
     last: bool
+
+    @property
+    def hesitation(self) -> np.ndarray:
+        """The positions before its call."""
+        return self.at[: self.call or 0]
 
 
 def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
@@ -152,11 +161,10 @@ def expected_length(
     weights = batch.weights.reshape(-1)
     slow = [turn for turn in _turns(batch, examples) if turn.call]
     if slow:
-        probability = event_probability(split, batch, np.concatenate([t.at[: t.call] for t in slow]), opening)
-        ends = np.cumsum([t.call or 0 for t in slow])
+        probability = event_probability(split, batch, np.concatenate([t.hesitation for t in slow]), opening)
+        ends = np.cumsum([len(t.hesitation) for t in slow])
         for turn, h in zip(slow, np.split(probability, ends[:-1]), strict=True):
-            at = turn.at[: turn.call]
-            reference = max(1, len(turn.tokens) - (turn.call or 0))
+            at, reference = turn.hesitation, max(1, turn.length - (turn.call or 0))
             loss, rate = hazard.hinge(hazard.expected_positions(h), reference, margin)
             value[at[0]] = loss / weights[at[0]]
             slope[at] = rate * hazard.expected_slope(h) / weights[at]
@@ -209,7 +217,7 @@ def rollout_length(
 
 
 def _turns(batch: Batch, examples: Sequence[Example]) -> Iterator[_Turn]:
-    """The supervised turns of each row.
+    """The supervised turns that begin in each row; of one that began in an earlier window the losses know nothing.
 
     Raises:
         UserError: a turn of which only a part carries weight: the losses could not act on the rest.
@@ -221,8 +229,10 @@ def _turns(batch: Batch, examples: Sequence[Example]) -> Iterator[_Turn]:
             continue
         turns = list(zip(example.meta["turns"], example.meta["calls"], strict=True))
         for number, ((start, end), call) in enumerate(turns):
-            end = min(end, len(example))
-            at = row * length + np.arange(start - 1, end - 1)
+            if start < 1:
+                continue
+            here = min(end, len(example))
+            at = row * length + np.arange(start - 1, here - 1)
             carried = batch.weights.reshape(-1)[at] > 0
             if not carried.any():
                 continue
@@ -232,5 +242,5 @@ def _turns(batch: Batch, examples: Sequence[Example]) -> Iterator[_Turn]:
                     where=example.source or None,
                     hint="give it a small weight, such as data.weights.preamble=0.05",
                 )
-            before = call[0] - start if call is not None and call[0] < end else None
-            yield _Turn(example, at, example.tokens[start:end], before, number == len(turns) - 1)
+            before = call[0] - start if call is not None else None
+            yield _Turn(example, at, example.tokens[start:here], end - start, before, number == len(turns) - 1)

@@ -74,7 +74,7 @@ def of_batch(batch: Batch, examples: Sequence[Example], tokenizer: Any) -> dict[
 def _turn(source: Example, start: int) -> tuple[Required, int] | None:
     """What the turn that begins at a token requires, and the tokens that the teacher needs for it."""
     meta = source.meta
-    if "required" not in meta or "window" in meta:
+    if "required" not in meta:
         return None
     for (first, end), call, required in zip(meta["turns"], meta["calls"], meta["required"], strict=True):
         if first == start and (required.calls or required.evidence):
