@@ -85,6 +85,7 @@ class Session:
             done = {json.loads(line)["test"] for line in lines}
         items[:] = [item for item in round_robin(items) if short(item.nodeid) not in done]
 
+    @pytest.hookimpl(tryfirst=True)  # before a mark can skip the test, so that it is noted all the same
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
             item.session.shouldstop = f"{self.seconds:g} s are over"
