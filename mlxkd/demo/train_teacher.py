@@ -132,9 +132,9 @@ def conversation_batches(tokenizer: Any, seed: int) -> Iterator[np.ndarray]:
             waiting[shape].clear()
 
 
-def learning_rate(step: int, total: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, flat, then linear to zero over the last 40 %."""
-    return peak * min((step + 1) / 100, 1.0, max(total - step, 0) / (0.4 * total))
+def learning_rate(step: int, total: int, peak: float, begin: int = 0) -> float:
+    """Linear warm-up over 100 steps from ``begin`` on, flat, then linear to zero over the last 40 % of ``total``."""
+    return peak * min((step - begin + 1) / 100, 1.0, max(total - step, 0) / (0.4 * total))
 
 
 def nested(model: Any, tokens: mx.array) -> mx.array:
@@ -192,9 +192,10 @@ def save_teacher(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 @click.command(help=__doc__)
 @click.option("--steps", default=3000, show_default=True, help="Updates of about 2,500 positions.")
 @click.option("--peak", default=1.5e-3, show_default=True, help="Learning rate after warm-up.")
+@click.option("--begin", default=0, help="First step, from the weights in --out, where there is no checkpoint.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("runs/teacher"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "teacher", show_default=True)
-def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
+def main(steps: int, peak: float, begin: int, checkpoint: Path, out: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_heap()
     if not (out / "tokenizer.json").exists():
@@ -204,9 +205,12 @@ def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     mx.random.seed(0)
     model = compat.build_model(config)
     induction.seed_induction(model)
+    if begin:
+        shipped, _ = compat.load_model(out)
+        model.update(tree_map(lambda x: x.astype(mx.float32), shipped.parameters()))
     optimizer = optim.AdamW(peak, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
     optimizer.init(model.trainable_parameters())
-    first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else 0
+    first = state.restore(checkpoint, model, optimizer).step if checkpoint.exists() else begin
     whole = make_step(model, optimizer, model)
     pruned = make_step(model, optimizer, partial(nested, model))
     losses: list[mx.array] = []
@@ -214,7 +218,7 @@ def main(steps: int, peak: float, checkpoint: Path, out: Path) -> None:
     # A resumed run sees other conversations, not the same ones again.
     for step, (tokens, weights) in zip(range(first, steps), batches(tokenizer, first), strict=False):
         mx.eval(losses)  # the last step was computed while this batch was made
-        optimizer.learning_rate = mx.array(learning_rate(step, steps, peak))
+        optimizer.learning_rate = mx.array(learning_rate(step, steps, peak, begin))
         losses.append((pruned if step % NESTED_EVERY == 0 else whole)(tokens, weights))
         mx.async_eval(losses[-1], model.state, optimizer.state)
         if (step + 1) % LOG_EVERY == 0:
