@@ -23,7 +23,7 @@ class FixedLength:
         """See ``DraftLength.choose``."""
         return self.length
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, asked: int, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         """Nothing is learnt."""
 
 
@@ -55,7 +55,6 @@ class AdaptiveLength:
         self._draft: float | None = None
         self._trials = dict.fromkeys(self.lengths, 0)
         self._rounds = 0
-        self._asked = self.lengths[0]
 
     @classmethod
     def for_queries(cls, query_sizes: Sequence[int] | None, longest: int = 7) -> AdaptiveLength:
@@ -74,34 +73,32 @@ class AdaptiveLength:
         self._rounds += 1
         fresh = [k for k in reversed(self.lengths) if self._trials[k] < 2]
         if fresh:
-            self._asked = fresh[0]
-            return self._asked
+            return fresh[0]
         ranked = sorted(self.lengths, key=self.rate, reverse=True)
         probing = len(ranked) > 1 and self._rounds % self._probe_every == 0
         turn = (self._rounds // self._probe_every) % max(1, len(ranked) - 1)
-        self._asked = ranked[1 + turn] if probing else ranked[0]
-        return self._asked
+        return ranked[1 + turn] if probing else ranked[0]
 
     def rate(self, length: int) -> float:
         """Expected tokens per second at a draft length, from what was measured so far."""
         cost = (self._draft or 0.0) * length + self._verify.get(length, 0.0)
         return expected_tokens(self._rates[:length]) / cost if cost > 0 else 0.0
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+    def observe(self, asked: int, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
         """See ``DraftLength.observe``."""
         for position in range(min(drafted, len(self._rates))):
             if position > accepted:
                 break
             outcome = 1.0 if position < accepted else 0.0
             self._rates[position] += self._memory * (outcome - self._rates[position])
-        self._trials[self._asked] += 1
-        if self._trials[self._asked] < 2:
+        self._trials[asked] += 1
+        if self._trials[asked] < 2:
             return
-        if drafted == self._asked:
+        if drafted == asked:
             known = self._verify.get(drafted, verify_seconds)
             self._verify[drafted] = known + self._memory * (verify_seconds - known)
         else:  # nothing or less was proposed: the round says only that this length is no dearer
-            self._verify.setdefault(self._asked, verify_seconds)
+            self._verify.setdefault(asked, verify_seconds)
         if drafted:
             each = draft_seconds / drafted
             self._draft = each if self._draft is None else self._draft + self._memory * (each - self._draft)

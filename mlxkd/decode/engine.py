@@ -38,8 +38,8 @@ class DraftLength(Protocol):
         """Draft length of the next round; 0 is plain decoding."""
         ...
 
-    def observe(self, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """What a round of ``drafted`` proposals for one row brought and cost."""
+    def observe(self, asked: int, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+        """What a round of ``drafted`` proposals for one row brought and cost, where ``asked`` had been chosen."""
         ...
 
 
@@ -124,6 +124,7 @@ class Engine:
         self._turn = turn_of(tokenizer)
         self._detokenizer = detokenizer_factory(tokenizer)
         self._ahead: Round | None = None
+        self._chosen: int | None = None
 
     @property
     def free_rows(self) -> list[int]:
@@ -175,7 +176,7 @@ class Engine:
         if current is None or not current.alive(self.rows):
             current = self._start()
         if self._runs_ahead(current):
-            self._ahead = self._launch(current.reader.best_on_device, dict.fromkeys(self.rows, Draft()), None)
+            self._ahead = self._launch(current.reader.best_on_device, dict.fromkeys(self.rows, Draft()))
         return self._settle(current, started)
 
     def run(self, requests: Iterable[Request], admitted: Callable[[Request], None] | None = None) -> Iterator[Event]:
@@ -224,7 +225,7 @@ class Engine:
         """The round that follows from what is on the host: drafts, masks, and one forward."""
         started = time.perf_counter()
         drafts = {row: Draft() for row in self.rows}
-        wanted = self.length.choose() if self.length is not None else 0
+        wanted = self._choose()
         if self.drafter is not None and wanted:
             lengths = self.session.lengths
             limits = {row: self._limit(row, int(lengths[row]), wanted) for row in self.rows}
@@ -239,28 +240,40 @@ class Engine:
         self.statistics.draft_seconds += seconds
         return self._launch(tokens, drafts, masks, seconds)
 
-    def _launch(self, tokens: Array, drafts: dict[int, Draft], masks: Masks | None, draft_seconds: float = 0) -> Round:
+    def _choose(self) -> int:
+        """The draft length of the next round, chosen once."""
+        if self._chosen is None:
+            self._chosen = self.length.choose() if self.length is not None else 0
+        return self._chosen
+
+    def _launch(
+        self, tokens: Array, drafts: dict[int, Draft], masks: Masks | None = None, draft_seconds: float = 0.0
+    ) -> Round:
+        asked, self._chosen = self._choose(), None
         counts = np.zeros(self.session.batch_size, dtype=np.int64)
         for row, draft in drafts.items():
             counts[row] = 1 + len(draft.tokens)
         self.statistics.forwards += 1
         reader = Reader(self.session.extend(tokens, counts), self.rows, drafts, masks)
-        return Round(dict(self.rows), drafts, reader, self.statistics.forwards, draft_seconds)
+        return Round(dict(self.rows), asked, drafts, reader, self.statistics.forwards, draft_seconds)
 
     def _runs_ahead(self, current: Round) -> bool:
         """Whether the next forward may start from tokens that the host has not seen.
 
-        Only greedy rows without grammars, none of which is known to end now; not before a request's first
-        token, which it would delay; and not while requests should move to lower rows first.
+        Only greedy rows without grammars and drafts, none of which is known to end now; not before a request's
+        first token, which it would delay; and not while requests should move to lower rows first.
         """
-        if self.drafter is not None or not self.session.takes_device_tokens or self._compactable:
+        if not self.session.takes_device_tokens or self._compactable or current.rows != self.rows:
             return False
-        return current.rows == self.rows and all(
+        if any(draft.tokens for draft in current.drafts.values()):
+            return False
+        goes_on = all(
             active.plain
             and 0 < active.new_tokens < active.options.max_tokens - 1
             and len(active.history) < self.session.max_context
             for active in self.rows.values()
         )
+        return goes_on and self._choose() == 0
 
     def _limit(self, row: int, length: int, wanted: int) -> int:
         active = self.rows[row]
@@ -278,7 +291,7 @@ class Engine:
             draft = current.drafts[row]
             self.statistics.count(len(draft.tokens), accepted)
             if self.length is not None:
-                self.length.observe(len(draft.tokens), accepted, current.draft_seconds, verify_seconds)
+                self.length.observe(current.asked, len(draft.tokens), accepted, current.draft_seconds, verify_seconds)
             events += self._emit(row, [*draft.tokens[:accepted], following], accepted, current)
         self._trim()
         return events
@@ -318,6 +331,7 @@ class Round:
 
     Args:
         rows: the requests that took part, by row.
+        asked: the draft length chosen for it.
         drafts: their proposals.
         reader: the worker's laws.
         forward: its number.
@@ -325,6 +339,7 @@ class Round:
     """
 
     rows: dict[int, ActiveRow]
+    asked: int
     drafts: dict[int, Draft]
     reader: Reader
     forward: int

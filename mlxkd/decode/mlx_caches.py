@@ -23,15 +23,14 @@ class Lengths:
     """The tokens of neighbouring rows and what follows from them; made once per forward for all layers.
 
     Args:
-        valid: int[n], valid tokens of each row.
+        valid: int64[n], valid tokens of each row.
         first: the buffers' row that ``valid`` begins with; rows around these sit out a forward.
     """
 
     def __init__(self, valid: np.ndarray, first: int = 0):
-        self.valid = valid.astype(np.int64)
-        self.first = first
-        self.even = bool((self.valid == self.valid[0]).all())
-        self.longest = int(self.valid.max())
+        self.valid, self.first = valid, first
+        shortest, self.longest = int(valid.min()), int(valid.max())
+        self.even = shortest == self.longest
         self._advanced: dict[int, Lengths] = {}
         self._targets: dict[tuple[int, ...], mx.array] = {}
 
@@ -43,7 +42,7 @@ class Lengths:
     @cached_property
     def offset(self) -> int | mx.array:
         """Position of the next token: one int while all rows agree (the plain kernels), else int32[n]."""
-        return int(self.valid[0]) if self.even else mx.array(self.valid.astype(np.int32))
+        return self.longest if self.even else mx.array(self.valid.astype(np.int32))
 
     def advanced(self, n: int) -> Lengths:
         """After ``n`` more tokens in every row."""
@@ -73,7 +72,7 @@ class RowCache:
         self.rows, self.window, self.grouped = rows, window, grouped
         self.keys: Any = None
         self.values: Any = None
-        self.lengths = Lengths(np.zeros(rows))
+        self.lengths = Lengths(np.zeros(rows, dtype=np.int64))
         """Valid tokens of the rows that take part in the next forward."""
 
     @property

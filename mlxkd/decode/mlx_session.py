@@ -104,9 +104,7 @@ class MlxSession:
     def rewind(self, lengths: Counts) -> None:
         """See ``Session.rewind``."""
         wanted = check_rewind(lengths, self._lengths, self.can_rewind)
-        if self.can_rewind:
-            self._set_lengths(0, Lengths(wanted))
-        else:
+        if not self.can_rewind:
             for row in np.flatnonzero(wanted != self._lengths):
                 self._lanes[row] = self._fresh_lane()
         self._lengths = wanted
@@ -133,30 +131,29 @@ class MlxSession:
             index, _, rest = name.partition(".")
             parts.setdefault(int(index), {})[rest] = mx.array(array)
         self._lengths[row] = snapshot.length
-        if self.can_rewind:
-            self._set_lengths(0, Lengths(self._lengths))
         for i, leaf in enumerate(_leaves(self._lanes[lane])):
             if isinstance(leaf, RowCache):
                 leaf.write_row(inner, parts.get(i, {}))
             else:
                 leaf.state = _foreign_from(parts.get(i, {}))
 
-    def _forward(self, lane: int, tokens: np.ndarray | mx.array, before: Lengths, after: np.ndarray) -> mx.array:
-        self._set_lengths(lane, before)
+    def _forward(self, lane: int, tokens: np.ndarray | mx.array, before: Lengths) -> mx.array:
+        for leaf in _leaves(self._lanes[lane]):
+            if isinstance(leaf, RowCache):
+                leaf.lengths = before
         given = tokens if isinstance(tokens, mx.array) else mx.array(tokens)
-        logits = self.model(given, cache=self._lanes[lane])
-        self._set_lengths(lane, Lengths(after))
+        logits: mx.array = self.model(given, cache=self._lanes[lane])
         return logits
 
     def _extend_together(self, tokens: np.ndarray | mx.array, valid: np.ndarray) -> mx.array:
         """One forward from the first to the last row that takes part: a prompt alone costs one row."""
         busy = np.flatnonzero(valid)
         first, last = (int(busy[0]), int(busy[-1])) if len(busy) else (0, 0)
-        lengths = self._lengths[first : last + 1]
-        if tokens.shape[1] == 1 and 2 * len(lengths) > self.batch_size and (lengths != lengths[0]).any():
-            first, last = 0, self.batch_size - 1  # one scatter into all rows costs less than a write for each
-        rows = slice(first, last + 1)
-        logits = self._forward(0, tokens[rows], Lengths(self._lengths[rows], first), self._lengths + valid)
+        before = Lengths(self._lengths[first : last + 1], first)
+        if not before.even and tokens.shape[1] == 1 and 2 * len(before.valid) > self.batch_size:
+            # one scatter into all rows costs less than a write for each
+            first, last, before = 0, self.batch_size - 1, Lengths(self._lengths)
+        logits = self._forward(0, tokens[first : last + 1], before)
         around = (first, self.batch_size - last - 1)
         return mx.pad(logits, [around, (0, 0), (0, 0)]) if any(around) else logits
 
@@ -167,15 +164,9 @@ class MlxSession:
             if count == 0:
                 rows.append(mx.zeros((1, width, self.vocab_size)))
                 continue
-            before = self._lengths[row : row + 1]
-            logits = self._forward(row, tokens[row : row + 1, :count], Lengths(before), before + count)
+            logits = self._forward(row, tokens[row : row + 1, :count], Lengths(self._lengths[row : row + 1]))
             rows.append(mx.pad(logits, [(0, 0), (0, width - int(count)), (0, 0)]))
         return mx.concatenate(rows, axis=0)
-
-    def _set_lengths(self, lane: int, lengths: Lengths) -> None:
-        for leaf in _leaves(self._lanes[lane]):
-            if isinstance(leaf, RowCache):
-                leaf.lengths = lengths
 
     def _fresh_lane(self) -> list[Any]:
         return self._fresh_caches(self.batch_size if self.can_rewind else 1)

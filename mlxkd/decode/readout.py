@@ -30,11 +30,14 @@ def greedy(logits: Array, allowed: np.ndarray | None = None) -> tuple[Array, Arr
     """
     if isinstance(logits, mx.array):
         values = logits.astype(mx.float32)
-        candidates = values if allowed is None else mx.where(mx.array(allowed), values, -mx.inf)
-        best = mx.argmax(candidates, axis=-1)
-        chosen = mx.take_along_axis(values, best[..., None], axis=-1)[..., 0] - mx.logsumexp(values, axis=-1)
-        mx.async_eval(best, chosen)
-        return best, chosen
+        if allowed is None:
+            best, score = mx.argmax(values, axis=-1), mx.max(values, axis=-1)
+        else:
+            best = mx.argmax(mx.where(mx.array(allowed), values, -mx.inf), axis=-1)
+            score = mx.take_along_axis(values, best[..., None], axis=-1)[..., 0]
+        logprob = score - mx.logsumexp(values, axis=-1)
+        mx.async_eval(best, logprob)
+        return best, logprob
     return _greedy_on_host(np.asarray(logits, dtype=np.float64), allowed)
 
 
@@ -74,11 +77,11 @@ class Reader:
 
     @cached_property
     def _best(self) -> list[list[int]]:
-        return np.asarray(self.best_on_device).tolist()
+        return self.best_on_device.tolist()
 
     @cached_property
     def _best_logprob(self) -> list[list[float]]:
-        return np.asarray(self._logprob_on_device).tolist()
+        return self._logprob_on_device.tolist()
 
     def law(self, row: int, position: int) -> Law:
         """The law after the first ``position`` drafts of a row."""

@@ -10,6 +10,8 @@ import pytest
 from decode_models import tiny
 from table_session import PlainTokenizer, Table, TableSession
 
+from mlxkd.decode.draft_length import FixedLength
+from mlxkd.decode.drafting import ModelDrafter, NgramDrafter
 from mlxkd.decode.engine import Engine
 from mlxkd.decode.generate import collect, complete
 from mlxkd.decode.mlx_session import MlxSession
@@ -53,6 +55,48 @@ def test_running_ahead_changes_no_answer(name: str) -> None:
         got = collect(engine.run(requests))
         assert {name: got[name].tokens for name in expected} == expected
     assert sum(device for _, device, _ in session.calls) > len(session.calls) // 4
+
+
+def test_drafting_nothing_runs_ahead_like_plain_decoding() -> None:
+    """With a drafter whose length is 0 the worker gets the very same calls as without one."""
+    model, config = tiny("llama")
+    requests = [Request(prompt(5, i), GenerateOptions(14, stop_tokens=frozenset()), str(i)) for i in range(3)]
+    calls: list[Any] = []
+    plain: dict[str, Any] = {}
+    for drafting in (plain, {"drafter": NgramDrafter(), "length": FixedLength(0)}):
+        session = Recording(model, config, batch_size=3)
+        got = collect(Engine(session, PlainTokenizer(), **drafting).run(requests))
+        assert {name: answer.tokens for name, answer in got.items()} == alone("llama", requests)
+        calls.append(session.calls)
+    assert calls[0] == calls[1] and sum(device for _, device, _ in calls[1]) > 8
+
+
+def test_a_length_chosen_ahead_is_the_one_that_is_used() -> None:
+    """Drafts and plain rounds by turns: each choice is asked for once and told of with its own outcome."""
+
+    class ByTurns:
+        def __init__(self) -> None:
+            self.chosen: list[int] = []
+            self.told: list[int] = []
+
+        def choose(self) -> int:
+            self.chosen.append((0, 0, 0, 2, 0)[len(self.chosen) % 5])
+            return self.chosen[-1]
+
+        def observe(self, asked: int, drafted: int, accepted: int, draft_seconds: float, verify_seconds: float) -> None:
+            assert accepted <= drafted <= asked
+            self.told.append(asked)
+
+    model, config = tiny("llama")
+    requests = [Request(prompt(5), GenerateOptions(30, stop_tokens=frozenset()))]
+    session = Recording(model, config)
+    session.takes_device_tokens = True
+    length = ByTurns()
+    drafter = ModelDrafter(MlxSession(model, config))
+    got = collect(Engine(session, PlainTokenizer(), drafter=drafter, length=length).run(requests))
+    assert got["0"].tokens == alone("llama", requests)["0"]
+    assert length.told == length.chosen and 2 in length.told
+    assert any(device for _, device, _ in session.calls)
 
 
 def test_the_first_token_waits_for_no_second_forward() -> None:
