@@ -10,6 +10,7 @@ from typing import Any
 import click
 import mlx.core as mx
 import numpy as np
+from click.core import ParameterSource
 
 from mlxkd import compat
 from mlxkd.data.records import load_records
@@ -27,6 +28,7 @@ Examples:
   mlxkd quantize model out --grid mlx-affine4-g64
   mlxkd quantize model out --grid "mlx-affine4-g32|float" --rule "*embed*=mlx-affine8-g32"
   mlxkd quantize model out --budget 3.5bpw --data texts.jsonl
+  mlxkd quantize model out --budget 5bpw --data texts.jsonl --candidate ane-lut4 --candidate ane-lut8
   mlxkd quantize model out --method dwq --data texts.jsonl --rate 1e-4
 """
 
@@ -77,23 +79,31 @@ def token_rows(data: Path | None, tokenizer: Any, rows: int, width: int) -> np.n
 @click.option("--method", type=click.Choice(["rtn", "dwq", "awq", "gptq"]), default="rtn", show_default=True)
 @click.option("--rule", "rules", multiple=True, metavar="PATTERN=GRID", help="Exception for layers; repeatable.")
 @click.option("--budget", help="Bits per weight: choose a grid for each layer by sensitivity, e.g. 3.5bpw.")
+@click.option("--candidate", "candidates", multiple=True, metavar="GRID", help="For --budget; repeatable.")
 @click.option("--data", type=click.Path(path_type=Path), help="Calibration text, as for training.")
 @click.option("--rows", type=click.IntRange(1), default=64, show_default=True, help="Calibration rows.")
 @click.option("--width", type=click.IntRange(2), default=256, show_default=True, help="Tokens in a row.")
 @click.option("--rate", type=float, default=DWQ_RATE, show_default=True, help="Learning rate of dwq.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def command(model: str, out: Path, rules: tuple[str, ...], as_json: bool, **given: Any) -> None:
+@click.pass_context
+def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Write a quantised mlx-lm folder. Training on the grid (`mlxkd train`) keeps more; see docs/quantisation.md."""
     folder = compat.resolve_model(model)
     loaded, tokenizer, config = compat.load(folder)
     calibration = token_rows(given["data"], tokenizer, given["rows"], given["width"])
     pairs, proposal = parse_rules(rules), None
     name = given["grid_name"]
+    if given["candidates"] and not given["budget"]:
+        raise UserError("--candidate says what --budget may choose from", hint="give --budget, or one --grid")
     if given["budget"]:
-        if calibration is None or given["method"] != "rtn" or pairs:
-            raise UserError("--budget needs --data, and goes with neither --rule nor another --method than rtn")
+        chosen = context.get_parameter_source("grid_name") is not ParameterSource.DEFAULT
+        if calibration is None or given["method"] != "rtn" or pairs or chosen:
+            raise UserError(
+                "--budget needs --data, and goes with neither --grid, --rule nor another --method than rtn",
+                hint="name the grids it may choose from with --candidate",
+            )
         batches = [mx.array(calibration[i : i + 8]) for i in range(0, len(calibration), 8)]
-        proposal = propose(loaded, batches, parse_budget(given["budget"]), CANDIDATES)
+        proposal = propose(loaded, batches, parse_budget(given["budget"]), given["candidates"] or CANDIDATES)
         name, pairs = "float", proposal.rules()
     sizes = {path: master_shape(module) for path, module in quantisable(loaded).items()}
     packed = post_training(loaded, config, name, given["method"], rules=pairs, rows=calibration, rate=given["rate"])

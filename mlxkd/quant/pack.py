@@ -203,24 +203,48 @@ def load_student(folder: str | Path) -> Packed:
     """Load what `save_student` wrote; nothing is quantised again.
 
     Raises:
-        UserError: not a student of mlxkd's, or of a newer format.
+        UserError: not a student of mlxkd's, of a newer format, or with parts missing.
     """
     folder = Path(folder)
     if not (folder / METADATA_FILE).is_file():
         raise UserError(f"not a packed student: {METADATA_FILE} is missing", where=str(folder))
-    metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"format {metadata.get('format')!r} is not {FORMAT}", where=str(folder / METADATA_FILE))
+    metadata = _read_metadata(folder / METADATA_FILE)
     model, config = compat.load_model(folder)
     loose: Any = mx.load(str(folder / CODES_FILE)) if (folder / CODES_FILE).is_file() else {}
     modules = dict(model.named_modules())
     codes: dict[str, Codes] = {}
     for path, name in metadata["grids"].items():
-        if grid(name).packing is None:
-            codes[path] = {key[len(path) + 1 :]: v for key, v in loose.items() if key.rpartition(".")[0] == path}
-        else:
-            codes[path] = {key: modules[path][key] for key in ("weight", "scales", "biases") if key in modules[path]}
+        packed = grid(name).packing is not None
+        codes[path] = _packed_codes(modules.get(path)) if packed else _below(loose, path)
+        if not codes[path]:
+            missing = f"the weights hold no codes of {path} ({name})" if packed else f"no codes of {path} ({name})"
+            where = folder if packed else folder / CODES_FILE
+            raise UserError(missing, where=str(where), hint="copy the student's whole folder again")
     return Packed(model, config, metadata["grids"], codes, getattr(mx, metadata["dtype"]), metadata)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if metadata["format"] != FORMAT:
+            raise UserError(f"format {metadata['format']!r} is not {FORMAT}", where=str(path))
+        if not isinstance(metadata["grids"], dict) or not hasattr(mx, metadata["dtype"]):
+            raise ValueError("its grids or dtype mean nothing")
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "it is damaged: copy the student's whole folder again"
+        raise UserError(f"cannot be read as a student's description ({error!r})", where=str(path), hint=hint) from error
+    return dict(metadata)
+
+
+def _packed_codes(layer: nn.Module | None) -> Codes:
+    if layer is None or "scales" not in layer:
+        return {}
+    return {key: layer[key] for key in ("weight", "scales", "biases") if key in layer}
+
+
+def _below(arrays: dict[str, mx.array], path: str) -> Codes:
+    """Arrays named "path.name", by name."""
+    return {key.rpartition(".")[2]: value for key, value in arrays.items() if key.rpartition(".")[0] == path}
 
 
 def changed_codes(before: Packed, after: Packed) -> int:

@@ -40,6 +40,23 @@ def test_a_budget_is_kept_and_explained(stories_model: Path, stories_text: Path,
     assert 7 < bits <= 8
 
 
+def test_a_budget_chooses_from_the_candidates(stories_model: Path, stories_text: Path, tmp_path: Path) -> None:
+    given = [
+        "--data",
+        stories_text,
+        "--rows",
+        "2",
+        "--width",
+        "64",
+        "--candidate",
+        "ane-lut2",
+        "--candidate",
+        "ane-int8",
+    ]
+    said = json.loads(run(stories_model, tmp_path / "o", "--budget", "5", *given, "--json"))
+    assert set(said["grids"].values()) == {"ane-lut2", "ane-int8"} and said["bits_per_weight"] <= 5
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -52,6 +69,16 @@ def test_arguments_are_checked(call: object, text: str) -> None:
         call()
 
 
-def test_a_budget_needs_text(stories_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--budget needs --data"):
-        run(stories_model, tmp_path / "o", "--budget", "4")
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--budget", "4"), "--budget needs --data"),
+        (("--budget", "4", "--data", "TEXT", "--grid", "ane-lut4"), "goes with neither --grid.*\nhint: .*--candidate"),
+        (("--candidate", "ane-lut4"), "--candidate says what --budget may choose from\nhint: give --budget"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    options: tuple[str, ...], text: str, stories_model: Path, stories_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=text):
+        run(stories_model, tmp_path / "o", *(stories_text if word == "TEXT" else word for word in options))

@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxkd.compat import build_model, load_model
+from mlxkd.errors import UserError
 from mlxkd.quant import (
     activate,
     attach,
@@ -254,3 +255,29 @@ def test_several_targets_share_one_master(tmp_path: Path) -> None:
             save_student(tmp_path / target, packed, tmp_path)
             assert same(load_student(tmp_path / target).model(TOKENS), in_training)
     assert same(in_training, detach(model)(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda f: (f / "mlxkd.json").unlink(), "not a packed student: mlxkd.json is missing"),
+        (lambda f: (f / "mlxkd.json").write_text("{"), r"mlxkd\.json: cannot be read as a student's description"),
+        (lambda f: (f / "mlxkd.json").write_text("[]"), "cannot be read as a student's description"),
+        (lambda f: (f / "mlxkd.json").write_text('{"format": 9}'), "format 9 is not 1"),
+        (lambda f: (f / "mlxkd.json").write_text('{"format": 1}'), "KeyError.*grids"),
+        (
+            lambda f: (f / "mlxkd.json").write_text(
+                '{"format": 1, "dtype": "float32", "grids": {"model.norm": "mlx-mxfp4"}}'
+            ),
+            r"the weights hold no codes of model\.norm \(mlx-mxfp4\)",
+        ),
+        (lambda f: (f / "codes.safetensors").unlink(), r"codes\.safetensors: no codes of .*\(ane-lut4\)\nhint: copy"),
+    ],
+)
+def test_a_damaged_student_is_named(damage: object, text: str, tmp_path: Path) -> None:
+    model = llama()
+    attach(model, plan_for(model, "mlx-affine4-g64", [("*q_proj", "ane-lut4")]))
+    save_student(tmp_path / "s", pack(model, LLAMA), tmp_path)
+    damage(tmp_path / "s")
+    with pytest.raises(UserError, match=text):
+        load_student(tmp_path / "s")
