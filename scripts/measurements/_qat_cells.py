@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,7 +34,7 @@ from mlxkd.runtime import versions
 ROOT = Path(__file__).parents[2]
 VALID_WIDTH = 256  # tokens per validation row
 FLOAT_LAYERS = "|float"  # the 172-wide down projection does not divide by 32 and stays float
-METHOD = 1  # raise it when a change here or in mlxkd.quant changes what a cell measures
+METHOD = 2  # raise it when a change here or in mlxkd.quant changes what a cell measures
 OFFSETS = 3  # training windows start at that many offsets, so that no token always stands first
 
 
@@ -74,13 +75,34 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a try came to: NLL in nats per token, codes that reloading changed, seconds."""
+class Loss:
+    """A model on some rows, in nats per token.
 
-    select: float
-    report: float
+    Args:
+        nll: mean negative log-likelihood of the text.
+        divergence: mean KL(float model, model) over the vocabulary.
+        error: standard error of ``nll`` minus the float model's, from the differences of whole rows: a row's tokens
+            hang together.
+    """
+
+    nll: float
+    divergence: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a try came to on the rows that choose and on those that are reported; codes that reloading changed."""
+
+    select: Loss
+    report: Loss
     changed: int
     seconds: float
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Cell:
+        """What ``dataclasses.asdict`` gave."""
+        return cls(**{**tree, "select": Loss(**tree["select"]), "report": Loss(**tree["report"])})
 
 
 @dataclass
@@ -178,14 +200,18 @@ def order(count: int, tried: Try) -> np.ndarray:
     return drawn[: tried.steps * tried.rows].reshape(tried.steps, tried.rows)
 
 
-def loss_on(model: nn.Module, rows: np.ndarray) -> float:
-    """Mean NLL in nats per token, each row summed first."""
-    total = 0.0
+def loss_on(model: nn.Module, teacher: nn.Module, rows: np.ndarray) -> Loss:
+    """A model and the float model on the same rows int [n, width + 1]."""
+    found = []
     for start in range(0, len(rows), 16):
         part = mx.array(rows[start : start + 16])
-        losses = nn.losses.cross_entropy(model(part[:, :-1]), part[:, 1:])
-        total += float(mx.sum(mx.sum(losses, axis=-1)))
-    return total / (rows.shape[0] * (rows.shape[1] - 1))
+        ours, theirs = (nn.log_softmax(m(part[:, :-1]), axis=-1) for m in (model, teacher))
+        text = [-mx.take_along_axis(logs, part[:, 1:, None], axis=-1)[..., 0] for logs in (ours, theirs)]
+        divergence = mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1)
+        found.append(np.array(mx.stack([mx.mean(x, axis=-1) for x in (*text, divergence)])))
+    nll, floats, divergence = np.concatenate(found, axis=1).astype(np.float64)
+    excess = nll - floats
+    return Loss(float(nll.mean()), float(divergence.mean()), float(excess.std(ddof=1) / len(rows) ** 0.5))
 
 
 def train(bench: Bench, tried: Try) -> nn.Module:
@@ -282,7 +308,7 @@ def run(bench: Bench, tried: Try) -> Cell:
         shipped = packed(bench, tried)
         model = shipped.model
         changed = changed_after_reload(bench, shipped)
-    select, report = loss_on(model, bench.select), loss_on(model, bench.report)
+    select, report = (loss_on(model, bench.teacher, rows) for rows in (bench.select, bench.report))
     return Cell(select, report, changed, time.perf_counter() - begin)
 
 
@@ -306,7 +332,7 @@ def kept(bench: Bench, tried: Try) -> Cell:
     facts = {"method": tried.method, "grid": tried.grid, **chosen, "mlx": versions()["mlx"], "version": METHOD}
     path = cache_folder() / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if path.is_file():
-        return Cell(**json.loads(path.read_text(encoding="utf-8"))["cell"])
+        return Cell.from_json(json.loads(path.read_text(encoding="utf-8"))["cell"])
     cell = run(bench, tried)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"try": facts, "cell": dataclasses.asdict(cell)})

@@ -52,13 +52,13 @@ def best_rate(loss: Callable[[float], float], rates: Sequence[float]) -> tuple[f
 
 def share(rounded: Cell, trained: Cell, ceiling: Cell) -> float:
     """Recovered share of the gap on the report rows."""
-    return (rounded.report - trained.report) / (rounded.report - ceiling.report)
+    return (rounded.report.nll - trained.report.nll) / (rounded.report.nll - ceiling.report.nll)
 
 
 def whole(bench: Bench, cell: Cell) -> float:
     """NLL over all rows of the last fifth."""
     a, b = len(bench.select), len(bench.report)
-    return (a * cell.select + b * cell.report) / (a + b)
+    return (a * cell.select.nll + b * cell.report.nll) / (a + b)
 
 
 def measure(quick: bool) -> dict[str, Metric]:
@@ -66,7 +66,7 @@ def measure(quick: bool) -> dict[str, Metric]:
     bench, device = open_bench(shared_data()), device_name()
     seeds = SEEDS[:1] if quick else SEEDS
     control = replace(CONTROL, steps=20) if quick else CONTROL
-    ceiling = min((kept(bench, Try("control", "float")), kept(bench, control)), key=lambda cell: cell.report)
+    ceiling = min((kept(bench, Try("control", "float")), kept(bench, control)), key=lambda cell: cell.report.nll)
     found: dict[str, Metric] = {}
     changed = 0
     for key, chosen in CHOSEN.items():
@@ -77,10 +77,13 @@ def measure(quick: bool) -> dict[str, Metric]:
         shares = [share(rounded, cell, ceiling) for cell in cells]
         gap = whole(bench, rounded) - whole(bench, ceiling)
         everywhere = mean((whole(bench, rounded) - whole(bench, cell)) / gap for cell in cells)
+        error = mean(cell.report.error for cell in cells) / (rounded.report.nll - ceiling.report.nll)
         note = (
-            f"{min(shares):.3f} to {max(shares):.3f}; NLL float {ceiling.report:.4f}, rounded {rounded.report:.4f}, "
-            f"trained {mean(cell.report for cell in cells):.4f}; {tried.steps} steps of {tried.rows * tried.width} "
-            f"tokens; with the selection rows {everywhere:.3f}"
+            f"{min(shares):.3f} to {max(shares):.3f}, standard error of the rows {error:.3f}; NLL ceiling "
+            f"{ceiling.report.nll:.4f}, rounded {rounded.report.nll:.4f}, trained "
+            f"{mean(cell.report.nll for cell in cells):.4f}; KL to the float model rounded "
+            f"{rounded.report.divergence:.4f}, trained {mean(cell.report.divergence for cell in cells):.4f}; "
+            f"{tried.steps} steps of {tried.rows * tried.width} tokens; with the selection rows {everywhere:.3f}"
         )
         found[f"recovered_{key}"] = Metric(mean(shares), "share", "measured", device, len(seeds), note=note)
         if key in AGAINST_DWQ:
@@ -93,9 +96,11 @@ def _against_dwq(bench: Bench, tried: Try, cells: Sequence[Cell], ceiling: Cell,
     """Residual gap over the one that DWQ leaves after the same rows, at DWQ's best rate on the selection rows."""
     dwq = replace(tried, method="dwq", rate=DWQ_RATES[1])
     if not quick:
-        best, _ = best_rate(lambda rate: kept(bench, replace(dwq, rate=rate)).select, DWQ_RATES)
+        best, _ = best_rate(lambda rate: kept(bench, replace(dwq, rate=rate)).select.nll, DWQ_RATES)
         dwq = replace(dwq, rate=best)
     theirs = [kept(bench, replace(dwq, seed=seed)).report for seed in range(len(cells))]
-    ratio = (mean(cell.report for cell in cells) - ceiling.report) / (mean(theirs) - ceiling.report)
-    note = f"NLL after DWQ {mean(theirs):.4f} at rate {dwq.rate:.3g}"
+    after = mean(loss.nll for loss in theirs)
+    ratio = (mean(cell.report.nll for cell in cells) - ceiling.report.nll) / (after - ceiling.report.nll)
+    divergence = mean(loss.divergence for loss in theirs)
+    note = f"after DWQ NLL {after:.4f}, KL {divergence:.4f}, at rate {dwq.rate:.3g}"
     return Metric(ratio, "ratio", "measured", device_name(), len(cells), note=note)

@@ -58,13 +58,15 @@ def label(tried: Try) -> str:
 def measure(quick: bool) -> dict[str, Metric]:
     """Recovered share of each try on the selection rows."""
     bench, device = open_bench(shared_data()), device_name()
-    ceiling = kept(bench, Try("control", "float")).select
+    ceiling = kept(bench, Try("control", "float")).select.nll
     found = {}
     for tried in SEARCH:
         cell = kept(bench, replace(tried, steps=20) if quick else tried)
         rounded = kept(bench, Try("rounded", tried.grid)).select
-        note = f"NLL {cell.select:.4f} of {ceiling:.4f} to {rounded:.4f}" + (", 20 steps" if quick else "")
-        found[label(tried)] = Metric(
-            (rounded - cell.select) / (rounded - ceiling), "share", "measured", device, note=note
-        )
+        gap = rounded.nll - ceiling
+        note = (
+            f"standard error {cell.select.error / gap:.3f}; NLL {cell.select.nll:.4f} of {ceiling:.4f} to "
+            f"{rounded.nll:.4f}; KL {cell.select.divergence:.4f} of {rounded.divergence:.4f}"
+        ) + (", 20 steps" if quick else "")
+        found[label(tried)] = Metric((rounded.nll - cell.select.nll) / gap, "share", "measured", device, note=note)
     return found

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
+from scipy.special import log_softmax
+from scipy.stats import sem
+from test_quant_identity import LLAMA
+
+from mlxkd.compat import build_model
 
 sys.path.append(str(Path(__file__).parents[2]))
 
+from scripts.measurements._qat_cells import Cell, Loss, loss_on
 from scripts.measurements.qat_recovery import DWQ_RATES, WIDER, best_rate
 from scripts.measurements.qat_search import SEARCH, label
 
@@ -30,3 +40,21 @@ def test_the_best_rate_is_interior(optimum: float) -> None:
 
 def test_every_try_of_the_search_has_its_own_name() -> None:
     assert len({label(tried) for tried in SEARCH}) == len(SEARCH)
+
+
+def test_losses_are_those_of_the_definition() -> None:
+    rows = np.random.default_rng(0).integers(0, 96, (3, 9)).astype(np.int32)
+    teacher, other = (build_model({**LLAMA, "tie_word_embeddings": tied}) for tied in (True, False))
+    p, q = (log_softmax(np.array(m(mx.array(rows[:, :-1])), np.float64), axis=-1) for m in (teacher, other))
+    nll = -np.take_along_axis(q, rows[:, 1:, None], -1)[..., 0].mean(-1)
+    excess = nll + np.take_along_axis(p, rows[:, 1:, None], -1)[..., 0].mean(-1)
+    found = loss_on(other, teacher, rows)
+    assert found.nll == pytest.approx(nll.mean(), abs=1e-5)
+    assert found.divergence == pytest.approx(np.mean(np.sum(np.exp(p) * (p - q), -1)), abs=1e-5)
+    assert found.error == pytest.approx(sem(excess), rel=1e-3)
+    assert loss_on(teacher, teacher, rows).error == 0
+
+
+def test_a_kept_cell_comes_back_whole() -> None:
+    cell = Cell(Loss(2.0, 0.1, 0.01), Loss(2.1, 0.2, 0.02), 3, 4.5)
+    assert Cell.from_json(json.loads(json.dumps(asdict(cell)))) == cell
