@@ -242,9 +242,7 @@ def _mark_updates(body: BlockPlan) -> None:
 
 def _state_of(step: Step) -> int | None:
     """Register of the state that a step reads or writes."""
-    for name in (
-        ("input", "state") if step.operation.name in ("read_state", "write_state", "coreml_update_state") else ()
-    ):
+    for name in ("input", "state") if step.operation.name in STATE_OPERATIONS else ():
         operands = step.arguments.get(name, ())
         if operands and isinstance(operands[0], int):
             return operands[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -45,6 +46,13 @@ def package(ct: Any, mb: Any, types: Any, save: Callable[..., Path]) -> Path:
         return mb.coreml_update_state(state=total, value=mb.add(x=mb.read_state(input=total), y=y), name="y")
 
     return save(program, compute_precision=ct.precision.FLOAT16)
+
+
+def _npy() -> bytes:
+    """One array by itself, which np.load reads as no archive."""
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(3))
+    return stream.getvalue()
 
 
 def test_a_package_is_described(package: Path) -> None:
@@ -92,8 +100,9 @@ def test_what_is_wrong_is_said_on_stderr(package: Path, tmp_path: Path) -> None:
     result = invoke(package, "--run", "--function", "nain")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "unknown function 'nain'\nhint: did you mean 'main'?" in result.stderr
-    (tmp_path / "x.npz").write_bytes(b"PK")
-    assert "no .npz file of inputs" in invoke(package, "--inputs", tmp_path / "x.npz").stderr
+    for content in (b"PK", b"PK\x03\x04zzzz", b"", _npy()):
+        (tmp_path / "x.npz").write_bytes(content)
+        assert "no .npz file of inputs" in invoke(package, "--inputs", tmp_path / "x.npz").stderr
 
 
 def test_the_examples_of_the_help_run(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
