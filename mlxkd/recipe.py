@@ -61,6 +61,7 @@ class Recipe(Section):
         if not any(term.weight > 0 for term in self.loss):
             raise ValueError("loss: every weight is 0, so nothing would be learned")
         self._check_latency()
+        self._check_own_text()
         names = [(term.name, term.teacher) for term in self.loss]
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
@@ -78,6 +79,13 @@ class Recipe(Section):
                 raise ValueError(
                     "rollout_length: its temperature must be that of on_policy, where its samples come from"
                 )
+
+    def _check_own_text(self) -> None:
+        silent = {"cross_entropy", "early_call", "expected_length"}  # they need an answer of the data
+        if self.on_policy and not self.hidden and {term.name for term in self.loss if term.weight > 0} <= silent:
+            raise ValueError(
+                "on_policy: no loss says anything about what the student writes; add a teacher's loss or rollout_length"
+            )
 
     def _check_teachers(self) -> None:
         known = ("teacher", *self.teachers)

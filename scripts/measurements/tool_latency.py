@@ -44,10 +44,10 @@ from mlxkd.metric import Metric
 from mlxkd.recipe_sections import OnPolicy
 from mlxkd.runtime import device_name, versions
 from mlxkd.students.split import Split
-from mlxkd.training.feed import StudentText
+from mlxkd.training.feed import StudentText, on_student
 from mlxkd.training.state import data_hash
 
-METHOD = 1  # to be raised when a change of this file or of a loss changes what a cell would say
+METHOD = 2  # to be raised when a change of this file or of a loss changes what a cell would say
 ALOUD = (
     "let me think about that.",
     "I look at the tools that I have.",
@@ -244,7 +244,7 @@ def _train(model: nn.Module, tokenizer: Any, examples: list[Example], variant: V
     optimizer = optim.AdamW(rate, weight_decay=0.01)
     for step in range(steps):
         batch = feed.batch(step)
-        given = latency(batch, feed.examples)
+        given = latency(batch, feed.examples) | {"on_student": on_student(batch, feed.examples)}
         weight = float(batch.weights.sum())
         found = loss_and_gradients(model, split, batch, None, variant.loss, weight, progress=step / steps, inputs=given)
         gradients, _ = optim.clip_grad_norm(found.gradients, 1.0)

@@ -174,6 +174,7 @@ def test_fresh_samples_know_their_turn_and_replayed_or_corrected_ones_cost_nothi
             "its temperature must be that of on_policy",
         ),
         ([{"name": "expected_length"}], {}, "shortness alone teaches to stop"),
+        ([{"name": "cross_entropy"}], {"on_policy": {}}, "no loss says anything about what the student writes"),
     ],
 )
 def test_recipes_that_would_mislead_are_refused(loss: list[dict], more: dict, said: str) -> None:
