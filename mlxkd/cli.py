@@ -94,7 +94,7 @@ def train(
     from mlxkd import runtime
     from mlxkd.training import summary
     from mlxkd.training.loop import Interrupted
-    from mlxkd.training.run import to_json
+    from mlxkd.training.result import to_json
     from mlxkd.training.run import train as run
 
     runtime.keep_heap()

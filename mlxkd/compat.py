@@ -226,6 +226,13 @@ def lora_linear_class() -> type[nn.Module]:
     return LoRALinear
 
 
+def dora_linear_class() -> type[nn.Module]:
+    """mlx-lm's adapter of magnitude and direction around a linear layer."""
+    from mlx_lm.tuner.dora import DoRALinear
+
+    return DoRALinear
+
+
 def _quietly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     # mlx-lm's quantisers print progress to stdout, which here is data.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -66,6 +66,11 @@ class Recipe(Section):
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
         self._check_teachers()
+        if self.student.lora and self.student.lora.dropout and self.training.checkpoint_layers:
+            raise ValueError(
+                "student.lora.dropout: checkpoint_layers computes each layer twice, and the two would drop other "
+                "units; leave one of them out"
+            )
         return self
 
     def _check_latency(self) -> None:
@@ -81,6 +86,8 @@ class Recipe(Section):
                 )
 
     def _check_own_text(self) -> None:
+        if self.on_policy is None and any(term.name == "contrastive" and term.weight > 0 for term in self.loss):
+            raise ValueError("contrastive: it sets what the student writes against the data; set on_policy")
         silent = {"cross_entropy", "early_call", "expected_length"}  # they need an answer of the data
         if self.on_policy and not self.hidden and {term.name for term in self.loss if term.weight > 0} <= silent:
             raise ValueError(

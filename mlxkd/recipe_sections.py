@@ -18,6 +18,24 @@ class Teacher(Section):
 
     model: str = Field("demo", description='model folder, Hugging Face repository, or "demo" for the embedded teacher')
     cache: str | None = Field(None, description="store that `mlxkd teach` wrote: train from it instead of live")
+    form: Literal["bucket", "renormalised", "sampled"] = Field(
+        "bucket",
+        description='what a cache is: likeliest ids with the rest as one "bucket"; the same "renormalised" without the '
+        'rest, as mlx-lm\'s DWQ; or "sampled" draws, unbiased, for forward_kl alone',
+    )
+
+
+class Adapters(Section):
+    """Low-rank updates, merged into the student when it ships."""
+
+    rank: int = Field(8, gt=0, description="of the update")
+    scale: float = Field(20.0, gt=0, description="factor on the update: mlx-lm's scale, not alpha")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the update, in training on float weights")
+    layers: int | None = Field(None, gt=0, description="how many of the last layers; None adapts all")
+    keys: tuple[str, ...] | None = Field(
+        None, description="modules within a layer, like self_attn.q_proj; None takes all linear ones"
+    )
+    dora: bool = Field(False, description="split each weight into magnitude and direction (DoRA)")
 
 
 class Student(Section):
@@ -35,6 +53,7 @@ class Student(Section):
         description='which ones: those that matter most on the data, or "leading": the first, for nested teachers',
     )
     kv_heads: int | None = Field(None, description="KV heads to keep with their query heads, the most active ones")
+    lora: Adapters | None = Field(None, description="train adapters alone, on frozen weights; None trains everything")
 
     @model_validator(mode="after")
     def _source(self) -> Student:

@@ -44,14 +44,18 @@ def tokenizer_folder(
     eos: str = "<|im_end|>",
     corpus: Sequence[str] = (),
     special: Sequence[str] = SPECIAL,
+    size: int = 600,
     **config: Any,
 ) -> Path:
-    """Train on ``corpus`` and write tokenizer.json, tokenizer_config.json and a config.json with the end ids."""
+    """Train on ``corpus``; write tokenizer.json, tokenizer_config.json and a config.json with the end ids.
+
+    ``size`` is the most tokens it may have.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
+        vocab_size=size,
         special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

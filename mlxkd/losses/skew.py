@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from mlxkd.errors import UserError
 
 
@@ -18,8 +16,3 @@ class SkewOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < 1:
             raise UserError(f"alpha must lie between 0 and 1 (1 excluded), not {self.alpha}", where="loss.skew")
-
-
-def alpha_of(options: SkewOptions, given: dict[str, mx.array]) -> mx.array:
-    """Per-position "alpha" [n, 1] where it was given, else the option as a scalar."""
-    return given["alpha"][:, None] if "alpha" in given else mx.array(options.alpha)

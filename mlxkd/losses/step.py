@@ -137,10 +137,11 @@ class _Work:
         chunk_bytes: int,
     ):
         at = batch.supervised
-        self.targets = _speakers(targets, terms, len(at))
+        self.targets = speakers(targets, terms, len(at))
         self.vocabulary = _vocabulary(split.head.rows, self.targets)
         self.labels, self.weights = batch.labels.reshape(-1)[at], batch.weights.reshape(-1)[at]
         _check_labels(self.labels, self.vocabulary)
+        _check_shift(batch, self.labels)
         self.index = mx.array(at)
         self.rows = chunk_rows(len(at), self.vocabulary, chunk_bytes)
         self.head = products(split.head, self.vocabulary)
@@ -174,7 +175,8 @@ def _live(term: Term, progress: float) -> dict[str, mx.array]:
 def _inputs(given: Mapping[str, np.ndarray], terms: tuple[Term, ...], count: int) -> dict[str, mx.array]:
     """The per-position inputs, complete and of the right length."""
     for term in terms:
-        for name in getattr(term.module, "INPUTS", ()):
+        more = term.module.further_inputs(term.options) if hasattr(term.module, "further_inputs") else ()
+        for name in (*getattr(term.module, "INPUTS", ()), *more):
             if name not in given:
                 raise UserError(
                     f"the term {term.key!r} needs {name!r} for every position, and it is absent", where="loss"
@@ -185,8 +187,12 @@ def _inputs(given: Mapping[str, np.ndarray], terms: tuple[Term, ...], count: int
     return {name: mx.array(value) for name, value in given.items()}
 
 
-def _speakers(targets: Speakers, terms: tuple[Term, ...], count: int) -> dict[str, Targets]:
-    """The targets that the terms read, by teacher name, checked against the batch."""
+def speakers(targets: Speakers, terms: Sequence[Term], count: int) -> dict[str, Targets]:
+    """The targets that the terms read, by teacher name, checked against a batch of ``count`` supervised positions.
+
+    Raises:
+        UserError: targets that are absent, of another batch, or cannot serve a term or its temperature.
+    """
     if count == 0:
         raise UserError("the batch has no supervised position: every loss weight is 0", where="batch")
     given = {} if targets is None else dict(targets) if isinstance(targets, Mapping) else {"teacher": targets}
@@ -240,3 +246,19 @@ def _check_labels(labels: np.ndarray, vocabulary: int) -> None:
     if labels.max(initial=0) >= vocabulary or labels.min(initial=0) < 0:
         bad = int(labels.max()) if labels.max() >= vocabulary else int(labels.min())
         raise UserError(f"label {bad} lies outside the shared vocabulary of {vocabulary} ids", where="batch")
+
+
+ENOUGH = 8  # positions; fewer may repeat their own token by chance
+
+
+def _check_shift(batch: Batch, labels: np.ndarray) -> None:
+    """Labels that repeat the input of their own position teach copying, with a loss that falls beautifully."""
+    at, inputs = batch.supervised, batch.inputs.reshape(-1)
+    follows = np.roll(batch.inputs, -1, axis=1).reshape(-1)
+    # A text of one token over and over repeats itself too, but then its labels are also what follows.
+    if len(at) >= ENOUGH and np.array_equal(labels, inputs[at]) and np.mean(labels == follows[at]) < 0.5:
+        raise UserError(
+            "the labels are not shifted: each is the input of its own position",
+            where="batch.labels",
+            hint="labels[:, s] is the token after inputs[:, s]; `mlxkd.data.batching.build` shifts them",
+        )

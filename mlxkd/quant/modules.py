@@ -15,10 +15,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxkd.compat import lora_linear_class, switch_linear_class
+from mlxkd.compat import dora_linear_class, lora_linear_class, switch_linear_class
 from mlxkd.quant.activations import fake_activations
 from mlxkd.quant.grids import Codes, Grid, Ranges
 
+ADAPTER = ("lora_a", "lora_b", "m")  # what trains in an adapter; "m" in DoRA only
 RESIDUAL = "residual"  # beside held codes: what the master had beyond them
 
 
@@ -75,7 +76,11 @@ def master(module: nn.Module) -> mx.array:
     if "lora_a" not in module:
         return module.weight
     weight = module.linear.weight
-    return weight + ((module.scale * module.lora_b.T) @ module.lora_a.T).astype(weight.dtype)
+    merged = weight + ((module.scale * module.lora_b.T) @ module.lora_a.T).astype(weight.dtype)
+    if "m" not in module:
+        return merged
+    # DoRA: rows of learned length; no gradient flows through the length that they have (2402.09353, section 4.3).
+    return merged * (module.m / mx.stop_gradient(mx.linalg.norm(merged, axis=1)))[:, None].astype(weight.dtype)
 
 
 def master_shape(module: nn.Module) -> tuple[int, ...]:
@@ -189,7 +194,7 @@ class _Experts:
 
 
 class _Adapter:
-    """mlx-lm's LoRALinear with the merged weight on the grid; adapter dropout has no meaning there and is off."""
+    """mlx-lm's LoRALinear or DoRALinear with the merged weight on the grid; adapter dropout has no meaning there."""
 
     def __call__(self: Any, x: mx.array) -> mx.array:
         y = _linear(self, x)
@@ -232,12 +237,13 @@ def _kernel_experts(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...], sorted_
 @cache
 def _classes() -> dict[type[nn.Module], type[nn.Module]]:
     # Built on first use: two base classes live in mlx-lm, which is not imported at import time.
-    experts, adapter = switch_linear_class(), lora_linear_class()
+    experts, lora, dora = switch_linear_class(), lora_linear_class(), dora_linear_class()
     return {
         nn.Linear: QATLinear,
         nn.Embedding: QATEmbedding,
         experts: type("QATSwitchLinear", (_Experts, experts), {"__doc__": "SwitchLinear on its active grid."}),
-        adapter: type("QATLoRALinear", (_Adapter, adapter), {"__doc__": "LoRALinear, merged, on its active grid."}),
+        lora: type("QATLoRALinear", (_Adapter, lora), {"__doc__": "LoRALinear, merged, on its active grid."}),
+        dora: type("QATDoRALinear", (_Adapter, dora), {"__doc__": "DoRALinear, merged, on its active grid."}),
     }
 
 

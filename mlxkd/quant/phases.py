@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkd.errors import UserError
-from mlxkd.quant.modules import RESIDUAL, held_codes, held_name, master, parameter_name, ranges_of
+from mlxkd.quant.modules import ADAPTER, RESIDUAL, held_codes, held_name, master, parameter_name, ranges_of
 from mlxkd.quant.plan import DEFAULT_TARGET, activate, attached, forget
 
 Trains = Literal["all", "ranges"]
@@ -94,7 +94,7 @@ def hold(model: nn.Module, target: str = DEFAULT_TARGET) -> None:
         for name, value in {**kept, RESIDUAL: residual}.items():
             module[held_name(target, name)] = value
         frozen = [held_name(target, name) for name in (*kept, RESIDUAL)]
-        module.freeze(recurse=False, keys=[*frozen, *(k for k in ("weight", "lora_a", "lora_b") if k in module)])
+        module.freeze(recurse=False, keys=[*frozen, *(k for k in ("weight", *ADAPTER) if k in module)])
         module.qat.specs[target] = replace(spec, code_names=tuple(kept))
 
 
@@ -113,8 +113,8 @@ def release(model: nn.Module, target: str = DEFAULT_TARGET) -> None:
         free = replace(spec, code_names=())
         forget(module, target, replace(spec, range_names=()))
         module.qat.specs[target] = free
-        keys = ("lora_a", "lora_b") if "lora_a" in module else ("weight",)
-        module.unfreeze(recurse=False, keys=list(keys))
+        keys = [k for k in ADAPTER if k in module] if "lora_a" in module else ["weight"]
+        module.unfreeze(recurse=False, keys=keys)
         if "lora_a" not in module:
             module.weight = mx.where(same, moved, centre)
 

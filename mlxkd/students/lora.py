@@ -51,6 +51,11 @@ def attach(model: nn.Module, options: LoRA) -> nn.Module:
     return model
 
 
+def adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, module) of every adapter."""
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
+
+
 def merge(model: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """Fold the adapters into the weights, in place.
 
@@ -61,7 +66,7 @@ def merge(model: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict[str
         The model, unfrozen, and its config.
     """
     merged = copy.deepcopy(config)
-    found = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
+    found = adapted(model)
     if not found:
         raise UserError("this model has no adapters to merge", where="student.lora")
     model.update_modules(tree_unflatten([(name, module.fuse(dequantize=True)) for name, module in found]))

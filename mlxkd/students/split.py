@@ -76,7 +76,10 @@ class Split:
         self.owner, name = _locate(model)
         self.backbone: Any = getattr(self.owner, name)
         candidates = list(_heads(self.owner, self.backbone))
+        was_training = model.training
+        model.eval()  # dropout would make two forward passes differ
         self.head = self._verified(name, candidates) if verify else candidates[0]
+        model.train(was_training)
 
     @property
     def head_weight(self) -> mx.array:

@@ -22,10 +22,12 @@ class CachedTeacher:
         examples: those that batches refer to by row (``Batches.examples``).
         tokenizer: hash of the student's vocabulary (``identity.tokenizer_hash``); None trusts the store.
         teacher: identity of the teacher that is meant; None accepts whoever made the store.
-        form: how the known ids are compared: "bucket" (default) or "renormalised". A sampled store is "sampled".
+        form: how the known ids are compared: "bucket", "renormalised", or "sampled", which the store must hold then;
+            None takes "sampled" for a sampled store and "bucket" for others.
 
     Raises:
-        UserError: a store that is missing, stale (of another teacher) or foreign (of another tokenizer).
+        UserError: a store that is missing, stale (of another teacher), foreign (of another tokenizer) or of draws where
+            likeliest ids are wanted, or the other way round.
     """
 
     def __init__(
@@ -35,11 +37,17 @@ class CachedTeacher:
         *,
         tokenizer: str | None = None,
         teacher: str | None = None,
-        form: str = "bucket",
+        form: str | None = None,
     ):
         self.store, self.examples = Store(folder), examples
-        self.form = "sampled" if self.store.manifest.form == "sampled" else form
         manifest = self.store.manifest
+        self.form = form or manifest.form
+        if (self.form == "sampled") != (manifest.form == "sampled"):
+            raise UserError(
+                f"this cache is {manifest.form}, and {self.form} is asked for",
+                where=str(folder),
+                hint=f"set teacher.form to {manifest.form}, or run `mlxkd teach` with that form into another folder",
+            )
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise UserError(
                 "this cache belongs to another tokenizer", where=str(folder), hint="run `mlxkd teach` again"
@@ -49,6 +57,20 @@ class CachedTeacher:
                 "this cache is stale: it was made by another teacher", where=str(folder), hint="run `mlxkd teach` again"
             )
         self._keys: dict[int, str] = {}
+
+    def check(self) -> None:
+        """Refuse a cache that lacks texts, before the first step meets one of them.
+
+        Raises:
+            UserError: says how many are missing.
+        """
+        missing = sum(key_of(example.tokens) not in self.store for example in self.examples)
+        if missing:
+            raise UserError(
+                f"{missing} of {len(self.examples)} texts are not in the teacher cache",
+                where=str(self.store.folder),
+                hint="run `mlxkd teach` with the same data, shapes and tokenizer; it adds only what is missing",
+            )
 
     def targets(self, batch: Batch, positions: np.ndarray | None = None) -> SparseTargets:
         """What the teacher said at flat ``positions`` of the batch; its supervised ones by default."""

@@ -246,6 +246,15 @@ class CrossTeacher:
         self.vocabulary = min(self.split.head.rows, len(self.reader.teacher_pieces))
         self.form = Cross(self.reader.pairs(), student_size)
 
+    def check(self) -> None:
+        """Read every example once, before the first step meets one that cannot be read.
+
+        Raises:
+            UserError: the teacher's tokenizer rewrites a text.
+        """
+        for example in self.examples:
+            self.reader.read(example.tokens)
+
     def targets(self, batch: Batch) -> CrossTargets:
         """What the teacher says at the supervised positions; a group counts where all of it is supervised."""
         readings = [self.reader.read(self.examples[index].tokens) for index in batch.rows]

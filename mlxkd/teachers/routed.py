@@ -40,6 +40,15 @@ class RoutedTeachers:
                     hint=f"teachers: {', '.join(self.teachers)}",
                 )
 
+    def check(self) -> None:
+        """Find a route for every example, before the first step meets one without.
+
+        Raises:
+            UserError: names the source that no route covers.
+        """
+        for source in {example.source for example in self.examples} if self.routes else ():
+            self._route(source)
+
     def targets(self, batch: Batch) -> dict[str, Any]:
         """Targets by teacher name, with a weight of 0 where the position is another's."""
         said = {name: teacher.targets(batch) for name, teacher in self.teachers.items()}

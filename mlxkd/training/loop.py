@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 from mlxkd import quant
 from mlxkd.data.batching import Batch, Batches
 from mlxkd.errors import UserError
+from mlxkd.losses.curriculum import Curriculum, gaps
 from mlxkd.losses.forms import Targets
 from mlxkd.losses.hidden import HiddenMatch, WithProjectors
 from mlxkd.losses.latency.collect import LatencyInputs
@@ -81,6 +82,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     tokenizer: Any = None
     match: HiddenMatch | None = None
+    curriculum: Curriculum | None = field(init=False)
     trained: nn.Module = field(init=False)
     position: state.Position = field(init=False)
     optimizer: optim.MultiOptimizer = field(init=False)
@@ -88,6 +90,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.split = Split(self.student, streams=row_streams())
         self.latency = LatencyInputs(self.terms, self.split, self.tokenizer)
+        contrastive = next((term for term in self.terms if term.name == "contrastive"), None)
+        adaptive = contrastive is not None and contrastive.options.adaptive
+        self.curriculum = Curriculum(contrastive.options.alpha) if contrastive and adaptive else None
         self.optimizer = adamw(self.recipe.optimizer)
         self.trained = WithProjectors(self.student, self.match.projectors) if self.match else self.student
         self.optimizer.init(self.trained.trainable_parameters())
@@ -106,6 +111,8 @@ class Trainer:
         self.quantised.restore(found.interventions, found.rate_factor, seen)
         if isinstance(self.batches, StudentText):
             self.batches.restore(state.load_extra(self.folder / "last", "text"))
+        if self.curriculum:
+            self.curriculum.restore(state.load_extra(self.folder / "last", "curriculum"))
 
     def run(self) -> None:
         """Train to the end.
@@ -206,6 +213,8 @@ class Trainer:
             inputs = self.latency(batch, self.batches.examples)
             if isinstance(self.batches, StudentText):
                 inputs |= {"on_student": on_student(batch, self.batches.examples)}
+            if self.curriculum:
+                inputs |= {"contrastive_alpha": self._alphas(batch, _by_name(targets))}
             progress = step / self.recipe.training.steps
             found = loss_and_gradients(
                 self.trained,
@@ -235,6 +244,13 @@ class Trainer:
         targets, states = self.teacher.targets_and_states(batch, layers, states_at=at)
         return targets, (self.match, states)
 
+    def _alphas(self, batch: Batch, said: Mapping[str, Targets]) -> np.ndarray:
+        """Alpha of the text of each supervised position; one more forward pass of the student."""
+        assert self.curriculum is not None
+        term = next(term for term in self.terms if term.name == "contrastive")
+        rows, of_position = np.unique(batch.supervised // batch.shape[1], return_inverse=True)
+        return self.curriculum.update(gaps(self.split, batch, said[term.teacher])[rows])[of_position]
+
     def _validate(self, step: int) -> None:
         on_grid = bool(quant.attached(self.student))
         values: Values = {}
@@ -249,7 +265,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation(step, values)
         # A float student's loss says nothing about the quantised one: only the phase that ships competes.
-        if self.quantised.applies(step - 1) or not self.quantised.plans:
+        if self.quantised.applies(step - 1) or not self.quantised.trains:
             self._compete(values)
 
     def _compete(self, values: Values) -> None:
@@ -281,7 +297,8 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write the checkpoint of that name."""
         text = self.batches.state() if isinstance(self.batches, StudentText) else {}
-        parts = {"text": text, "probe": self.quantised.state()}
+        anchor = self.curriculum.state() if self.curriculum else {}
+        parts = {"text": text, "probe": self.quantised.state(), "curriculum": anchor}
         extra = {f"{part}.{key}": value for part, arrays in parts.items() for key, value in arrays.items()}
         state.save(self.folder / name, self.position, self.trained, self.optimizer, extra)
 

@@ -54,7 +54,7 @@ class QuantisedPhase:
     def __post_init__(self) -> None:
         wanted, others = self.options, [name for name in self.plans if name != DEFAULT_TARGET]
         targets = [*others, DEFAULT_TARGET] if wanted.order == "progressive" else [DEFAULT_TARGET]
-        if self.plans and wanted.fraction:
+        if self.plans and self.begin < self.steps:
             self._schedule = phases.phases(
                 self.steps, share=wanted.fraction, targets=targets, ranges_first=wanted.ranges_first
             )
@@ -74,7 +74,17 @@ class QuantisedPhase:
 
     def applies(self, step: int) -> bool:
         """Whether a step trains on a grid."""
-        return bool(self._schedule) and step >= self.begin
+        return self.trains and step >= self.begin
+
+    @property
+    def trains(self) -> bool:
+        """Whether any step of the run trains on a grid."""
+        return bool(self._schedule)
+
+    def round_off(self, model: nn.Module) -> None:
+        """Put a student that never trained on its grids there now, in place: its weights are rounded once."""
+        if self.plans and not self.trains:
+            self._attach(model)
 
     @property
     def terms(self) -> list[Term]:

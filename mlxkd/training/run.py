@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,69 +13,32 @@ from rich.progress import Progress
 
 from mlxkd import quant
 from mlxkd.data.batching import Batches
-from mlxkd.data.example import Example
 from mlxkd.errors import UserError
-from mlxkd.evaluation.agreement import agreement
-from mlxkd.evaluation.answers import Answer, answer_all
-from mlxkd.evaluation.clocks import Summary
-from mlxkd.evaluation.speed import time_answers
-from mlxkd.evaluation.toolcalls.scoring import aggregate
 from mlxkd.files import atomic_file, file_hash, write_json
 from mlxkd.losses.hidden import HiddenMatch, Projectors
 from mlxkd.losses.term import Term
-from mlxkd.metric import Metric
 from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Recipe
-from mlxkd.recipe_sections import Loss, Teacher
-from mlxkd.runtime import artefact_metadata, device_name, peak_process_memory, row_streams
+from mlxkd.recipe_sections import Loss
+from mlxkd.runtime import peak_process_memory
 from mlxkd.students.checkpointing import checkpoint_layers
 from mlxkd.students.split import Split
-from mlxkd.teachers.cached import CachedTeacher
 from mlxkd.teachers.identity import teacher_identity, tokenizer_hash
 from mlxkd.teachers.local import LocalTeacher
-from mlxkd.teachers.routed import RoutedTeachers
 from mlxkd.teachers.teach import teach
 from mlxkd.training import state
-from mlxkd.training.callbacks import MetricsFile, ProgressBar, Values
+from mlxkd.training.callbacks import MetricsFile, ProgressBar
 from mlxkd.training.feed import StudentText
+from mlxkd.training.judging import deployed, judge, validate
 from mlxkd.training.loop import Trainer
 from mlxkd.training.quantised import QuantisedPhase
+from mlxkd.training.result import RunResult
 from mlxkd.training.setup import Setup, prepare, teacher_folder
-from mlxkd.trees import leaves
+from mlxkd.training.terms import terms_of
+from mlxkd.training.voices import check_voices, teachers
 
 STUDENT, BASELINE = "student", "baseline"
 CROSS_ENTROPY = (Loss(name="cross_entropy"),)
-
-
-@dataclass
-class Contender:
-    """One column of the final table.
-
-    Args:
-        title: for people.
-        parameters: weights, counted before packing.
-        bytes: size of the weights as they lie in memory.
-        metrics: figures by name; tool-call figures are prefixed with their set.
-        answers: what it wrote, by set.
-    """
-
-    title: str
-    parameters: int
-    bytes: int
-    metrics: dict[str, Metric]
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-
-
-@dataclass
-class RunResult:
-    """What a run found."""
-
-    recipe: Recipe
-    folder: Path
-    contenders: dict[str, Contender]
-    seconds: float
-    peak_bytes: int
-    data_lines: list[str]
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunResult:
@@ -102,6 +61,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunRe
     mx.reset_peak_memory()
     folder = out / recipe.name
     setup = prepare(recipe)
+    check_voices(setup)
     _open_folder(folder, recipe, resume)
     for line in setup.batches.report.lines():
         console.print(line, style="dim", highlight=False)
@@ -111,19 +71,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool, console: Console) -> RunRe
     if recipe.evaluation.baseline:
         twin = fresh
         _train_one(setup, twin, BASELINE, terms_of(CROSS_ENTROPY), folder, resume, console)
-    contenders = _judge(setup, twin, console)
+    contenders = judge(setup, twin, console)
     ship(setup, folder / "student")
-    for target in further_targets(setup):
+    for target in setup.further_targets:
         ship(setup, folder / f"student-{target}", target)
     seconds = time.perf_counter() - started
     peak = max(mx.get_peak_memory(), peak_process_memory())
     return RunResult(recipe, folder, contenders, seconds, peak, setup.batches.report.lines())
-
-
-def terms_of(losses: Sequence[Loss]) -> list[Term]:
-    return [
-        Term(loss.name, loss.weight, loss.temperature, loss.options, loss.teacher) for loss in losses if loss.weight > 0
-    ]
 
 
 def _open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
@@ -149,6 +103,7 @@ def _train_one(
         trainer.callbacks = (MetricsFile(folder / "metrics.jsonl", name, first), bar)
         trainer.run()
     trainer.restore_best()
+    trainer.quantised.round_off(student)
 
 
 def make_trainer(setup: Setup, student: nn.Module, name: str, terms: list[Term], folder: Path) -> Trainer:
@@ -161,11 +116,11 @@ def make_trainer(setup: Setup, student: nn.Module, name: str, terms: list[Term],
         student=student,
         batches=batches,
         terms=terms,
-        teacher=_teachers(setup, batches.examples) if needs_teacher else None,
+        teacher=teachers(setup, batches.examples) if needs_teacher else None,
         quantised=_quantised(setup, name, folder / "checkpoints" / name),
         folder=folder / "checkpoints" / name,
         data=setup.data,
-        validate=lambda model: _validate(setup, model),
+        validate=lambda model: validate(setup, model),
         tokenizer=setup.tokenizer,
         match=match,
     )
@@ -202,26 +157,6 @@ def _batches(setup: Setup, student: nn.Module) -> Batches | StudentText:
     return StudentText(setup.batches, wanted, student, setup.teacher, stop, recipe.seed, total)
 
 
-def _teachers(setup: Setup, examples: Sequence[Example]) -> LocalTeacher | CachedTeacher | RoutedTeachers:
-    """The teacher, or all of them with their routes. Each is live or what it said once."""
-    recipe = setup.recipe
-    first = _voice(setup, setup.teacher, recipe.teacher, setup.tokenizer_folder)
-    if not recipe.teachers:
-        return first
-    others = {
-        name: _voice(setup, setup.teachers[name], wanted, teacher_folder(wanted.model))
-        for name, wanted in recipe.teachers.items()
-    }
-    return RoutedTeachers({"teacher": first, **others}, examples, recipe.routes)
-
-
-def _voice(setup: Setup, model: nn.Module, wanted: Teacher, folder: Path) -> LocalTeacher | CachedTeacher:
-    if wanted.cache is None:
-        return LocalTeacher(model, streams=row_streams())
-    names = {"tokenizer": tokenizer_hash(setup.tokenizer), "teacher": teacher_identity(folder)}
-    return CachedTeacher(Path(wanted.cache), setup.batches.examples, **names)
-
-
 def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
     """Store what the recipe's teacher says about the recipe's training data; returns the number of texts.
 
@@ -229,6 +164,12 @@ def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
         UserError: a cache of something else in ``out``, or a recipe without a term that reads a teacher.
     """
     setup = prepare(recipe)
+    if setup.reference is None:
+        raise UserError(
+            "a cache holds token ids, and this recipe's teacher has another tokenizer than its student",
+            where="loss",
+            hint="train with the live teacher, or ask it for text: `mlxkd teach --endpoint`",
+        )
     temperatures = sorted({term.temperature for term in terms_of(recipe.loss) if term.needs_teacher})
     if not temperatures:
         raise UserError("no term of the loss reads a teacher", where="loss", hint="add forward_kl")
@@ -238,103 +179,13 @@ def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:
             LocalTeacher(setup.teacher),
             setup.batches.examples,
             out,
-            identity=teacher_identity(setup.tokenizer_folder),
+            identity=teacher_identity(teacher_folder(recipe.teacher.model)),
             tokenizer=tokenizer_hash(setup.tokenizer),
             temperatures=temperatures,
+            form="sampled" if recipe.teacher.form == "sampled" else "bucket",
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     return len(store)
-
-
-def _validate(setup: Setup, model: nn.Module) -> Values:
-    """Validation figures on the kernels that ship: packed as soon as the model lies on its grid."""
-    judged = quant.pack(model, setup.config).model if quant.attached(model) else model
-    batches = setup.valid[: setup.recipe.training.evaluate_batches]
-    found = agreement(judged, setup.teacher, batches, device_name())
-    values = {name: metric.value for name, metric in found.items()}
-    seen: Values = {"loss": values["nll"], "kl": values["kl"], "top1": values["top1"]}
-    for name, metric in _clocks(setup, judged).items():
-        if name in ("ttft", "tpot", "ttfa_ms", "ttfa_tokens"):
-            # JSON knows no infinity: a median that falls on a request without a valid call is missing.
-            seen[name] = metric.value if metric.value is not None and math.isfinite(metric.value) else None
-            seen[f"{name}_censored"] = metric.censored
-    return seen
-
-
-def _clocks(setup: Setup, model: nn.Module) -> dict[str, Metric]:
-    """Latencies of lone requests after a warm-up, where the recipe wants them."""
-    wanted = setup.recipe.evaluation
-    cases = [case for part in setup.cases.values() for case in part][: wanted.timed]
-    if not cases:
-        return {}
-    timed = time_answers(model, setup.tokenizer, [cases[0], *cases], max_tokens=wanted.max_tokens)
-    return Summary(1, [timing for timing, _ in timed]).metrics(device_name())
-
-
-def _judge(setup: Setup, twin: nn.Module | None, console: Console) -> dict[str, Contender]:
-    """Judge teacher, float student, packed student and packed twin on the same held-out inputs."""
-    student = setup.student
-    models: dict[str, tuple[str, nn.Module]] = {"teacher": ("teacher", setup.teacher)}
-    models["float"] = ("student, unpacked", quant.detach(quant.clone(student)))
-    models["student"] = ("student", _packed(student, setup.config))
-    for target in further_targets(setup):
-        models[f"student@{target}"] = (f"student, {target}", quant.pack(student, setup.config, target=target).model)
-    if twin is not None:
-        models["baseline"] = ("twin without teacher", _packed(twin, setup.config))
-    answers = sum(len(cases) for cases in setup.cases.values())
-    steps = len(models) * (answers + 1)
-    with Progress(console=console) as progress:
-        task = progress.add_task("judging", total=steps)
-
-        def tick() -> None:
-            progress.advance(task)
-
-        return {key: _contender(setup, title, model, tick) for key, (title, model) in models.items()}
-
-
-def _packed(model: nn.Module, config: dict[str, Any]) -> nn.Module:
-    return quant.pack(model, config).model if quant.attached(model) else model
-
-
-def _contender(setup: Setup, title: str, model: nn.Module, tick: Any) -> Contender:
-    device = device_name()
-    metrics = agreement(model, setup.teacher, setup.valid, device)
-    tick()
-    answers: dict[str, list[Answer]] = {}
-    options = setup.recipe.evaluation
-    for name, cases in setup.cases.items():
-        answers[name] = answer_all(
-            model, setup.tokenizer, cases, max_tokens=options.max_tokens, rows=options.rows, on_answer=tick
-        )
-        scores = aggregate([a.score for a in answers[name]], device)
-        metrics |= {f"{name}/{key}": metric for key, metric in scores.items()}
-    if answers:
-        everything = aggregate([a.score for part in answers.values() for a in part], device)
-        metrics |= {f"all/{key}": metric for key, metric in everything.items()}
-    metrics |= {f"speed/{name}": metric for name, metric in _clocks(setup, model).items()}
-    weights = leaves(model.parameters())
-    return Contender(title, _count(model), sum(w.nbytes for _, w in weights), metrics, answers)
-
-
-def _count(model: nn.Module) -> int:
-    """Weights of a model; packed ones count as the weights they stand for."""
-    total = 0
-    modules = dict(model.named_modules())
-    for path, value in leaves(model.parameters()):
-        module = modules.get(path.rpartition(".")[0])
-        bits = getattr(module, "bits", None)
-        if bits and path.endswith(".weight"):
-            total += value.size * 32 // bits
-        elif not (bits and path.endswith((".scales", ".biases"))):
-            total += value.size
-    return total
-
-
-def further_targets(setup: Setup) -> list[str]:
-    """Targets that ship students of their own beside the first."""
-    if setup.recipe.quantisation.order == "progressive":
-        return []
-    return [target for target in setup.plans if target != DEFAULT_TARGET]
 
 
 def ship(setup: Setup, folder: Path, target: str = DEFAULT_TARGET) -> None:
@@ -344,9 +195,12 @@ def ship(setup: Setup, folder: Path, target: str = DEFAULT_TARGET) -> None:
         "recipe": recipe.identity(),
         "seed": recipe.seed,
         "data": setup.data,
-        "teacher": {"model": recipe.teacher.model, "tokenizer": file_hash(_tokenizer_file(setup.tokenizer_folder))},
+        "teacher": {
+            "model": recipe.teacher.model,
+            "tokenizer": file_hash(_tokenizer_file(teacher_folder(recipe.teacher.model))),
+        },
     }
-    packed = quant.pack(setup.student, setup.config, target=target)
+    packed = deployed(setup.student, setup.config, target)
     quant.save_student(folder, packed, setup.tokenizer_folder, metadata)
     if setup.default_tools:
         write_json(folder / "tools.json", setup.default_tools)
@@ -357,41 +211,3 @@ def _tokenizer_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError("no tokenizer.json or tokenizer.model", where=str(folder))
-
-
-def gap_closed(result: RunResult) -> Metric:
-    """Share of the distance from the twin to the teacher that the student covers, in exact calls."""
-    exact = {key: c.metrics.get("all/exact") for key, c in result.contenders.items()}
-    values = [m.value for key in ("teacher", "baseline", "student") if (m := exact.get(key)) and m.value is not None]
-    if len(values) < 3:
-        return Metric(None, "share", "measured", device_name(), note="needs tool calls and a baseline")
-    teacher, baseline, student = values
-    if math.isclose(teacher, baseline) or teacher < baseline:
-        return Metric(None, "share", "measured", device_name(), note="the baseline already equals the teacher")
-    cases = exact["student"]
-    return Metric(
-        (student - baseline) / (teacher - baseline), "share", "measured", device_name(), cases.n if cases else 0
-    )
-
-
-def to_json(result: RunResult) -> dict[str, Any]:
-    """The content of report.json."""
-    contenders = {
-        key: {
-            "title": c.title,
-            "parameters": c.parameters,
-            "bytes": c.bytes,
-            "metrics": {name: metric.to_json() for name, metric in c.metrics.items()},
-        }
-        for key, c in result.contenders.items()
-    }
-    return {
-        "name": result.recipe.name,
-        "recipe": result.recipe.model_dump(mode="json"),
-        "made_by": artefact_metadata(),
-        "contenders": contenders,
-        "gap_closed": gap_closed(result).to_json(),
-        "minutes": Metric(result.seconds / 60, "minutes", "measured", device_name()).to_json(),
-        "peak_gb": Metric(result.peak_bytes / 1e9, "GB", "measured", device_name()).to_json(),
-        "data": result.data_lines,
-    }

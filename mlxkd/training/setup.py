@@ -24,8 +24,10 @@ from mlxkd.evaluation.answers import cut_to_answers
 from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Recipe
 from mlxkd.students import importance, prune
+from mlxkd.students.lora import LoRA, attach
 from mlxkd.teachers.identity import check_same_tokenizer
 from mlxkd.training.state import data_hash
+from mlxkd.training.terms import crossing
 
 HELD_OUT: tuple[world.Set, ...] = ("known", "composed")
 Cases = dict[str, list[dict[str, Any]]]
@@ -41,8 +43,9 @@ class Setup:
         teachers: further ones by name.
         student: fp32 masters, where training starts.
         config: the student's config.json.
-        tokenizer: mlx-lm's wrapper, the teacher's.
+        tokenizer: mlx-lm's wrapper, the student's; the teacher's too, but where ``foreign`` says otherwise.
         tokenizer_folder: whose tokenizer files ship with the student.
+        foreign: tokenizers of the teachers that do not share the student's, by teacher ("teacher" is the first).
         batches: training batches.
         valid: validation batches, in a fixed order.
         cases: held-out requests by set; empty when tool calls are not evaluated.
@@ -58,12 +61,25 @@ class Setup:
     config: dict[str, Any]
     tokenizer: Any
     tokenizer_folder: Path
+    foreign: dict[str, Any]
     batches: Batches
     valid: list[Batch]
     cases: Cases
     plans: dict[str, quant.plan.Plan]
     data: str
     default_tools: list[dict[str, Any]]
+
+    @property
+    def reference(self) -> nn.Module | None:
+        """The teacher that figures are compared with token by token; None where it has another tokenizer."""
+        return None if "teacher" in self.foreign else self.teacher
+
+    @property
+    def further_targets(self) -> list[str]:
+        """Targets that ship students of their own beside the first."""
+        if self.recipe.quantisation.order == "progressive":
+            return []
+        return [target for target in self.plans if target != DEFAULT_TARGET]
 
 
 def prepare(recipe: Recipe) -> Setup:
@@ -73,9 +89,21 @@ def prepare(recipe: Recipe) -> Setup:
         UserError: anything missing or mismatched, with what to do about it.
     """
     mx.random.seed(recipe.seed)
+    crossed = crossing(recipe)
     folder, teacher, teacher_config = _teacher(recipe.teacher.model)
-    tokenizer = compat.load_tokenizer(folder, teacher_config)
-    teachers = {name: _further_teacher(name, wanted.model, tokenizer) for name, wanted in recipe.teachers.items()}
+    tokenizer, foreign = compat.load_tokenizer(folder, teacher_config), dict[str, Any]()
+    if "teacher" in crossed:
+        foreign["teacher"] = tokenizer
+        folder = _tokenizer_folder(str(recipe.student.model))
+        tokenizer = compat.load_tokenizer(folder)
+    teachers = dict[str, nn.Module]()
+    for name, wanted in recipe.teachers.items():
+        further, teachers[name], config = _teacher(wanted.model)
+        theirs = compat.load_tokenizer(further, config)
+        if name in crossed:
+            foreign[name] = theirs
+        else:
+            check_same_tokenizer(theirs, tokenizer, where=f"teachers.{name}")
     records, valid_records, cases = _records(recipe)
     turns = recipe.data.turns
     options = RenderOptions(turns=turns, weights=recipe.data.weights, direct_calls=recipe.data.direct_calls)
@@ -84,9 +112,6 @@ def prepare(recipe: Recipe) -> Setup:
     valid = render_all(valid_records, tokenizer, RenderOptions(turns=turns))
     student, config = _student(recipe, teacher, teacher_config, tokenizer, train)
     batches = _batches(recipe, train, recipe.seed)
-    wanted = recipe.quantisation
-    grids = {DEFAULT_TARGET: wanted.grid} | {name: name for name in wanted.targets if name != wanted.grid}
-    plans = {target: quant.plan_for(student, name, wanted.rules) for target, name in grids.items()}
     return Setup(
         recipe,
         teacher,
@@ -95,13 +120,24 @@ def prepare(recipe: Recipe) -> Setup:
         config,
         tokenizer,
         folder,
+        foreign,
         batches,
         _validation(recipe, valid),
         cases,
-        {target: plan for target, plan in plans.items() if set(plan.values()) - {"float"}},
+        _plans(recipe, student),
         data_hash(batches.examples),
         world.default_tools() if recipe.data.demo else [],
     )
+
+
+def _plans(recipe: Recipe, student: nn.Module) -> dict[str, quant.plan.Plan]:
+    """Where each target puts the layers; a target that leaves all of them float has no plan."""
+    wanted = recipe.quantisation
+    if wanted.grid == "float" and not wanted.rules:
+        return {}
+    grids = {DEFAULT_TARGET: wanted.grid} | {name: name for name in wanted.targets if name != wanted.grid}
+    plans = {target: quant.plan_for(student, name, wanted.rules) for target, name in grids.items()}
+    return {target: plan for target, plan in plans.items() if set(plan.values()) - {"float"}}
 
 
 def teacher_folder(model: str) -> Path:
@@ -118,10 +154,17 @@ def _teacher(model: str) -> tuple[Path, nn.Module, dict[str, Any]]:
     return folder, teacher, config
 
 
-def _further_teacher(name: str, model: str, tokenizer: Any) -> nn.Module:
-    folder, teacher, config = _teacher(model)
-    check_same_tokenizer(compat.load_tokenizer(folder, config), tokenizer, where=f"teachers.{name}")
-    return teacher
+def _tokenizer_folder(model: str) -> Path:
+    """Where a student that has a tokenizer of its own keeps it."""
+    path = Path(model)
+    folder = path.parent if path.is_file() else compat.resolve_model(model)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(
+            "gold and uld need the student's own tokenizer, and there is none beside its config",
+            where=str(folder),
+            hint="put tokenizer.json or tokenizer.model into the folder of student.model",
+        )
+    return folder
 
 
 def to_fast_dtype(model: nn.Module) -> nn.Module:
@@ -206,14 +249,14 @@ def _student(
         folder = compat.resolve_model(str(wanted.model))
         model, config = compat.load_model(folder)
         check_same_tokenizer(compat.load_tokenizer(folder, config), tokenizer, where=str(folder))
-    _check_vocabulary(config, teacher_config, len(tokenizer.get_vocab()))
+    _check_vocabulary(config, len(tokenizer.get_vocab()))
     if "quantization" in config:
-        raise UserError(
-            "the student is already quantised; its float weights are gone",
-            where=str(wanted.model),
-            hint="start from the unquantised model",
-        )
-    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
+        _check_packed_start(recipe)
+    model.update(
+        tree_map(lambda p: p.astype(mx.float32) if mx.issubdtype(p.dtype, mx.floating) else p, model.parameters())
+    )
+    if wanted.lora:
+        attach(model, LoRA(**wanted.lora.model_dump()))
     model.train()
     mx.eval(model.parameters())
     return model, config
@@ -252,12 +295,28 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"this config cannot be read: {error}", where=str(path)) from error
 
 
-def _check_vocabulary(student: dict[str, Any], teacher: dict[str, Any], tokens: int) -> None:
+def _check_packed_start(recipe: Recipe) -> None:
+    """A student whose codes are fixed: only adapters can train on it, and its grid is the one it has."""
+    if recipe.student.lora is None:
+        raise UserError(
+            "the student is already quantised; its float weights are gone",
+            where=str(recipe.student.model),
+            hint="start from the unquantised model, or train adapters on this one: student.lora",
+        )
+    if recipe.quantisation.grid != "float" or recipe.quantisation.rules:
+        raise UserError(
+            "the student is already quantised, and rounding it to a grid again would change its codes",
+            where="quantisation.grid",
+            hint='set grid to "float": layers with adapters become float, the others keep their codes',
+        )
+
+
+def _check_vocabulary(student: dict[str, Any], tokens: int) -> None:
     """Padded vocabularies may differ in size, but every token needs a row."""
     size = student.get("vocab_size")
     if size is None or size < tokens:
         raise UserError(
             f"the student's vocabulary of {size} is smaller than the tokenizer's {tokens}",
             where="student",
-            hint=f"set vocab_size to {teacher.get('vocab_size')}",
+            hint=f"set vocab_size to {tokens} or more",
         )

@@ -14,7 +14,7 @@ from mlxkd.quant.stability import Stability
 from mlxkd.report import Conversation, Document, Figure, Heading, Section, Table, Text, Tiles, plots
 from mlxkd.runtime import artefact_metadata, device_name
 from mlxkd.training.callbacks import Values, read_metrics
-from mlxkd.training.run import Contender, RunResult, gap_closed, to_json
+from mlxkd.training.result import Contender, RunResult, gap_closed, to_json
 
 ROWS = {
     "all/exact": "exactly right answers",
@@ -47,7 +47,9 @@ def rows(result: RunResult) -> list[tuple[str, list[Metric | None]]]:
 
 def terminal_table(result: RunResult) -> RichTable:
     """The table that a run prints."""
-    title = f"{result.recipe.name}: measured on {device_name()}; students packed on {result.recipe.quantisation.grid}"
+    grid = result.recipe.quantisation.grid
+    shape = "students not packed" if grid == "float" else f"students packed on {grid}"
+    title = f"{result.recipe.name}: measured on {device_name()}; {shape}"
     table = RichTable(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for contender in result.contenders.values():
@@ -94,17 +96,18 @@ def document(result: RunResult) -> Document:
 
 
 def _subtitle(result: RunResult) -> str:
-    teacher, student = result.contenders["teacher"], result.contenders["student"]
-    share = student.parameters / teacher.parameters
-    return f"{student.parameters:,} parameters, {share:.0%} of the teacher's, on {result.recipe.quantisation.grid}"
+    teacher, student = result.contenders.get("teacher"), result.contenders["student"]
+    share = f", {student.parameters / teacher.parameters:.0%} of the teacher's" if teacher else ""
+    return f"{student.parameters:,} parameters{share}, on {result.recipe.quantisation.grid}"
 
 
 def _tiles(result: RunResult) -> dict[str, Metric | None]:
-    teacher, student = result.contenders["teacher"], result.contenders["student"]
+    student = result.contenders["student"]
     device = device_name()
     tiles: dict[str, Metric | None] = {}
     if "all/exact" in student.metrics:
-        tiles |= {"student exact": student.metrics["all/exact"], "teacher exact": teacher.metrics["all/exact"]}
+        judged = {"student exact": student, "teacher exact": result.contenders["teacher"]}
+        tiles |= {name: contender.metrics["all/exact"] for name, contender in judged.items()}
     tiles["gap closed"] = gap_closed(result)
     tiles["weights"] = Metric(student.bytes / 1e6, "MB", "measured", device)
     tiles["time"] = Metric(result.seconds / 60, "min", "measured", device)

@@ -15,7 +15,8 @@ from rich.console import Console
 from mlxkd.metric import Metric
 from mlxkd.recipe import load_recipe
 from mlxkd.runtime import device_name
-from mlxkd.training.run import gap_closed, train
+from mlxkd.training.result import gap_closed
+from mlxkd.training.run import train
 
 QUICK = ("training.steps=40", "evaluation.tool_calls=20", "training.evaluate_every=40")
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxkd.data.batching import Batch
 from mlxkd.errors import UserError
+from mlxkd.losses.curriculum import gaps
 from mlxkd.losses.step import loss_and_gradients, loss_values
 from mlxkd.losses.term import Term
 from mlxkd.students.split import Split
@@ -159,3 +160,30 @@ def test_the_students_own_text_is_no_label_for_cross_entropy() -> None:
     assert mixed.sums["loss"].item() == pytest.approx(alone.sums["loss"].item(), rel=1e-6)
     assert_trees_close(mixed.gradients, alone.gradients, 2e-6)
     assert mixed.weight == pytest.approx(batch.weights.sum())
+
+
+def test_gaps_and_alphas_of_the_contrastive_pairing() -> None:
+    """Per text the mean of p(label) - q(label), and a step with those alphas against one term for each side."""
+    student, _ = toy(1)
+    teacher, _ = toy(2)
+    split, batch = Split(student), ragged_batch()
+    said = LocalTeacher(teacher).targets(batch)
+    probabilities = [np.array(mx.softmax(model(mx.array(batch.inputs)), axis=-1)) for model in (teacher, student)]
+    p, q = (np.take_along_axis(x, batch.labels[..., None], axis=-1)[..., 0] for x in probabilities)
+    carries = batch.weights > 0
+    expected = np.array([(p - q)[row][carries[row]].mean() for row in range(3)])
+    assert gaps(split, batch, said) == pytest.approx(expected, rel=1e-4)
+    own = np.isin(batch.supervised // batch.shape[1], [1])
+    inputs = {"on_student": own, "contrastive_alpha": np.full(len(own), 0.3, np.float32)}
+    pairing = [Term("contrastive", options={"adaptive": True})]
+    mixed = loss_and_gradients(student, split, batch, said, pairing, inputs=inputs)
+    total = 0.0
+    for name, rows in (("skew_kl", [0, 2]), ("skew_reverse_kl", [1])):
+        weights = np.where(np.isin(np.arange(3), rows)[:, None], batch.weights, 0)
+        part = Batch(batch.inputs, batch.labels, weights, batch.rows, batch.shape)
+        term = [Term(name, options={"alpha": 0.3})]
+        total += loss_values(split, part, LocalTeacher(teacher).targets(part), term)[0]["loss"].item()
+    assert mixed.sums["loss"].item() == pytest.approx(total, rel=1e-6)
+    for given, missing in (({}, "on_student"), ({"on_student": own}, "contrastive_alpha")):
+        with pytest.raises(UserError, match=f"needs '{missing}' for every position"):
+            loss_and_gradients(student, split, batch, said, pairing, inputs=given)

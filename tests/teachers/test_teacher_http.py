@@ -33,6 +33,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.in_flight = self.most_in_flight = 0
         self.delay = 0.0
+        self.retry_after = "0"
         self.tool_call: dict[str, str] | None = None
         self._lock = threading.Lock()
         outer = self
@@ -46,7 +47,7 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer._lock:
-                    outer.requests.append({**body, "key": self.headers["Authorization"]})
+                    outer.requests.append({**body, "key": self.headers["Authorization"], "at": time.monotonic()})
                     fault = outer.faults.pop(0) if outer.faults else ""
                     outer.in_flight += 1
                     outer.most_in_flight = max(outer.most_in_flight, outer.in_flight)
@@ -63,7 +64,7 @@ class Server:
                 self.close_connection = True
                 if fault.isdigit():
                     self.send_response(int(fault))
-                    self.send_header("Retry-After", "0")
+                    self.send_header("Retry-After", outer.retry_after)
                     said = f"busy {self.headers['Authorization']}".encode()  # some servers quote the key
                     self.send_header("Content-Length", str(len(said)))
                     self.end_headers()
@@ -153,6 +154,16 @@ def test_every_passing_fault_is_retried(serve: Callable[..., Server], fault: str
     server = serve([fault, fault])
     assert teacher(server).say([{"role": "user", "content": "hi"}]).content == "echo: hi"
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("fault", ["429", "503"])
+def test_the_wait_that_the_server_asks_for_is_kept(serve: Callable[..., Server], fault: str) -> None:
+    """The client's own first wait would be half a second at most."""
+    server = serve([fault])
+    server.retry_after = "1"
+    assert teacher(server).say([{"role": "user", "content": "hi"}]).content == "echo: hi"
+    first, second = (request["at"] for request in server.requests)
+    assert second - first >= 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from mlxkd.training import run, state
 from mlxkd.training.callbacks import MetricsFile, read_metrics
 from mlxkd.training.loop import Interrupted, Trainer
 from mlxkd.training.setup import prepare
+from mlxkd.training.terms import terms_of
 from mlxkd.trees import leaves
 
 STABILITY = "{probe: [2, 16]}"
@@ -41,7 +42,7 @@ def _trainer(teacher: Path, folder: Path, **changes: str) -> Trainer:
     overrides = [word for word in _arguments(teacher, **changes)[2:] if word != "--set"]
     recipe = load_recipe("demo", (*overrides, f"teacher.model={teacher}"))
     setup = prepare(recipe)
-    return run.make_trainer(setup, setup.student, "student", run.terms_of(recipe.loss), folder)
+    return run.make_trainer(setup, setup.student, "student", terms_of(recipe.loss), folder)
 
 
 def _copied(tree: Any) -> dict[str, np.ndarray]:

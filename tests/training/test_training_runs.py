@@ -25,6 +25,7 @@ from mlxkd.recipe import load_recipe
 from mlxkd.training import run
 from mlxkd.training.callbacks import read_metrics
 from mlxkd.training.setup import prepare
+from mlxkd.training.terms import terms_of
 
 
 def _train(out: Path, *arguments: str) -> list[str]:
@@ -264,8 +265,10 @@ ON_POLICY = "{share: 0.6, max_tokens: 6, corrected: 0.25, replay: 0.4}"
 
 
 def test_training_on_the_students_own_text_resumes_bit_for_bit(toy_teacher: Path, tmp_path: Path) -> None:
-    """Interrupted by a full stop after four steps; the replay buffer is part of the checkpoint."""
-    loss = "[{name: reverse_kl}, {name: cross_entropy, weight: 0.2}, {name: rollout_length}]"
+    """Interrupted by a full stop after four steps; replay buffer and the alphas' anchor are part of the checkpoint."""
+    loss = (
+        "[{name: contrastive, options: {adaptive: true}}, {name: cross_entropy, weight: 0.2}, {name: rollout_length}]"
+    )
     arguments = ["--teacher", str(toy_teacher), *quick(on_policy=ON_POLICY, hidden="null", loss=loss)]
     whole = CliRunner().invoke(main, _train(tmp_path / "a", *arguments), catch_exceptions=False)
     assert whole.exit_code == 0, whole.output
@@ -273,11 +276,11 @@ def test_training_on_the_students_own_text_resumes_bit_for_bit(toy_teacher: Path
     recipe = load_recipe("demo", (*overrides, f"teacher.model={toy_teacher}"))
     setup = prepare(recipe)
     student = setup.student
-    stopped = run.make_trainer(setup, student, "student", run.terms_of(recipe.loss), tmp_path / "b" / "demo")
+    stopped = run.make_trainer(setup, student, "student", terms_of(recipe.loss), tmp_path / "b" / "demo")
     for step in range(4):
         stopped.update(step)
     stopped.save("last")
-    assert stopped.batches.replay.kept
+    assert stopped.batches.replay.kept and stopped.curriculum.anchor > 0
     rest = CliRunner().invoke(main, _train(tmp_path / "b", *arguments, "--resume"), catch_exceptions=False)
     assert rest.exit_code == 0, rest.output
     assert _losses(tmp_path / "b" / "demo") == _losses(tmp_path / "a" / "demo")[4:]

@@ -10,5 +10,6 @@ A member defines
   Aligned or int32 [n]; ``given`` holds the moving scalars and
   the per-position inputs by name;
 - optionally ``live(options, progress)``: scalars that move during training, given the share of it done;
-- optionally ``INPUTS``: names of per-position inputs without which it refuses to start.
+- optionally ``INPUTS``: names of per-position inputs without which it refuses to start, and
+  ``further_inputs(options)``: those that some options need besides.
 """
