@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
@@ -12,10 +13,10 @@ import numpy as np
 
 from mlxkd import compat
 from mlxkd.errors import UserError, unknown
-from mlxkd.quant.grids import Codes, grid
+from mlxkd.quant.grids import FLOAT, Codes, grid
 from mlxkd.quant.grids.mlx_affine import AffineGrid
 from mlxkd.quant.pack import Packed, clone, pack
-from mlxkd.quant.plan import Execution, Rules, attach, plan_for
+from mlxkd.quant.plan import Execution, Plan, Rules, attach, plan_for
 
 Method = Literal["rtn", "dwq", "awq", "gptq"]
 GPTQ_BITS = (2, 4, 8)
@@ -38,9 +39,9 @@ def post_training(
     """Quantise a copy of a float model without quantisation-aware training.
 
     Args:
-        grid_name: a grid, or alternatives "a|b|float" for "rtn" and "dwq".
+        grid_name: a grid, or alternatives "a|b|float".
         method: "rtn" rounds (k-means for palettes); the others are mlx-lm's own functions.
-        rules: per-layer grids, for "rtn" and "dwq".
+        rules: per-layer grids; "gptq" makes one grid and can leave layers float, "awq" takes every layer.
         rows: int [n, width] calibration tokens, for all but "rtn".
         held_out: int [n, width] tokens that "dwq" reports on; ``rows`` when None.
         rate, batch_size: of "dwq".
@@ -57,7 +58,7 @@ def post_training(
     if rows is None:
         raise UserError(f"{method} needs calibration text", hint="give training rows")
     if method in ("awq", "gptq"):
-        return _layerwise(model, config, grid_name, method, mx.array(rows))
+        return _layerwise(model, config, plan_for(model, grid_name, rules), method, mx.array(rows))
     packed = pack(attach(clone(model), plan_for(model, grid_name, rules)), config)
     rigid = [path for path, name in packed.grids.items() if not isinstance(grid(name), AffineGrid)]
     if rigid:
@@ -99,33 +100,59 @@ def _decoded(module: nn.Module) -> mx.array:
     return affine.held({"weight": module.weight}, ranges, module.scales.dtype)
 
 
-@contextmanager
-def _dense(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let quantised layers compute densely meanwhile, instance by instance."""
+def _dense(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Let quantised layers compute densely meanwhile."""
     dense: dict[type[nn.Module], type[nn.Module]] = {
         nn.QuantizedLinear: _DenseLinear,
         nn.QuantizedEmbedding: _DenseEmbedding,
     }
-    swapped = [(m, type(m)) for m in model.modules() if wanted and type(m) in dense]
-    for module, own in swapped:
-        module.__class__ = dense[own]
+    return _as([(m, dense[type(m)]) for m in model.modules() if wanted and type(m) in dense])
+
+
+@contextmanager
+def _as(layers: Iterable[tuple[nn.Module, type[nn.Module]]]) -> Iterator[None]:
+    """Let layers be of other classes meanwhile, instance by instance."""
+    swapped = [(module, type(module), other) for module, other in layers]
+    for module, _, other in swapped:
+        module.__class__ = other
     try:
         yield
     finally:
-        for module, own in swapped:
+        for module, own, _ in swapped:
             module.__class__ = own
 
 
-def _layerwise(model: nn.Module, config: dict[str, Any], grid_name: str, method: str, rows: mx.array) -> Packed:
-    chosen = grid(grid_name)
+def _absent(_: nn.Module) -> None:
+    raise AttributeError("to_quantized")
+
+
+@cache
+def _left_float(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class that mlx-lm's GPTQ passes over: not exactly a linear layer, and with nothing to quantise it by."""
+    return type(f"Float{kind.__name__}", (kind,), {"to_quantized": property(_absent)})
+
+
+def _layerwise(model: nn.Module, config: dict[str, Any], plan: Plan, method: str, rows: mx.array) -> Packed:
+    used = sorted({name for name in plan.values() if name != FLOAT})
+    left = [path for path, name in plan.items() if name == FLOAT]
+    if len(used) != 1:
+        named = ", ".join(used) or "every layer stays float"
+        raise UserError(f"mlx-lm's {method.upper()} makes one grid, not {len(used)} ({named})", hint="rtn mixes grids")
+    chosen = grid(used[0])
     if not isinstance(chosen, AffineGrid):
-        raise UserError(f"mlx-lm's {method.upper()} makes affine grids, not {grid_name}")
+        raise UserError(f"mlx-lm's {method.upper()} makes affine grids, not {chosen.name}")
     if method == "gptq" and chosen.bits not in GPTQ_BITS:
         raise UserError(f"mlx-lm's GPTQ packs {GPTQ_BITS} bits, not {chosen.bits}", hint="choose dwq or awq")
-    plan_for(model, grid_name)  # names the layers whose width does not fit
+    if method == "awq" and left:
+        raise UserError(
+            f"mlx-lm's AWQ quantises every layer and cannot leave float: {', '.join(left)}",
+            hint="choose a group that divides their widths; or rtn, dwq, gptq",
+        )
     twin = clone(model)
     function = compat.awq if method == "awq" else compat.gptq
-    return from_mlx_lm(twin, function(twin, config, rows, bits=chosen.bits, group=chosen.group))
+    with _as([(m, _left_float(type(m))) for path, m in twin.named_modules() if path in left]):
+        made = function(twin, config, rows, bits=chosen.bits, group=chosen.group)
+    return from_mlx_lm(twin, made)
 
 
 def from_mlx_lm(model: nn.Module, config: dict[str, Any]) -> Packed:

@@ -43,7 +43,8 @@ class Try:
     """One cell: everything that was searched over.
 
     Args:
-        method: "qat"; "dwq" (mlx-lm's loop); "rounded" (k-means for palettes); "control" trains the float model on.
+        method: "qat"; "dwq" and "gptq" (mlx-lm's own); "rounded" (k-means for palettes); "control" trains the float
+            model on.
         grid: of every layer that it fits.
         steps, rows, width: updates, rows of text in each, tokens of a row.
         rate: peak; ``warmup`` of the steps rise to it, a cosine falls to zero.
@@ -122,12 +123,16 @@ class Bench:
     report: np.ndarray
     _windows: dict[tuple[int, int], tuple[mx.array, mx.array]] = dataclasses.field(default_factory=dict)
 
+    def text(self, width: int, own_text: int) -> np.ndarray:
+        """Training rows int32 [n, width + 1]."""
+        stream = np.concatenate([self.train, sampled_text(self.teacher, own_text)]) if own_text else self.train
+        starts = [np.arange(i * width // OFFSETS, len(stream) - width - 1, width) for i in range(OFFSETS)]
+        return rows_at(stream, np.concatenate(starts), width)
+
     def windows(self, width: int, own_text: int) -> tuple[mx.array, mx.array]:
-        """Training rows int32 [n, width + 1] and the teacher's `layer_states` [n, L + 1, width, D], asked once."""
+        """`text` as an array, and the teacher's `layer_states` [n, L + 1, width, D], asked once."""
         if (width, own_text) not in self._windows:
-            stream = np.concatenate([self.train, sampled_text(self.teacher, own_text)]) if own_text else self.train
-            starts = [np.arange(i * width // OFFSETS, len(stream) - width - 1, width) for i in range(OFFSETS)]
-            rows = mx.array(rows_at(stream, np.concatenate(starts), width))
+            rows = mx.array(self.text(width, own_text))
             states = mx.concatenate([_evaluated(layer_states(self.teacher, part[:, :-1])) for part in _parts(rows)])
             self._windows = {(width, own_text): (rows, states)}  # one at a time: it is large
         return self._windows[width, own_text]
@@ -291,9 +296,11 @@ def packed(bench: Bench, tried: Try) -> quant.Packed:
     grid = tried.grid + FLOAT_LAYERS
     if tried.method == "rounded":
         return post_training(bench.teacher, bench.config, grid)
-    if tried.method == "dwq":
-        rows, _ = bench.windows(tried.width, tried.own_text)
-        taken = np.array(rows)[order(rows.shape[0], tried).reshape(-1)]
+    if tried.method in ("dwq", "gptq"):
+        rows = bench.text(tried.width, tried.own_text)
+        taken = rows[order(len(rows), tried).reshape(-1)]
+        if tried.method == "gptq":
+            return post_training(bench.teacher, bench.config, grid, "gptq", rows=taken[:, :-1])
         options = {"rows": taken, "held_out": taken[: tried.rows], "rate": tried.rate, "batch_size": tried.rows}
         return post_training(bench.teacher, bench.config, grid, "dwq", **options)
     return quant.pack(train(bench, tried), bench.config)

@@ -3,8 +3,9 @@
 Model: stories260K (5 layers, width 64; its 172-wide down projection stays float on group-32 grids). Text:
 TinyStories; of the last fifth every other row of 256 tokens chose settings and DWQ's rate, the rest is reported,
 on deployed kernels. Teacher: the float model alone. Ceiling: the float model, or the same float model trained on
-with the same loss and steps, whichever is better. Peers: rounding (mx.quantize), k-means palettes, and mlx-lm's own
-DWQ loop on the same rows, at the best of rates that are widened until the best one is not at an end.
+with the same loss and steps, whichever is better. Peers: rounding (mx.quantize), k-means palettes, mlx-lm's GPTQ
+(4 and 2 bits; it packs no 3, and mlx-lm's AWQ leaves no layer float), and mlx-lm's own DWQ loop on the same rows, at
+the best of rates that are widened until the best one is not at an end.
 Three seeds each; measured cells are kept in the user's cache (mlxkd/qat-cells), so an interrupted run goes on.
 """
 
@@ -33,6 +34,7 @@ CHOSEN = {
     "lut3": Try("qat", "ane-lut3", 300, 1e-3),
     "int8": Try("qat", "ane-int8", 100, 3e-4),
 }
+GPTQ = {"4bit": Try("gptq", "mlx-affine4-g32", 1, rows=256), "2bit": Try("gptq", "mlx-affine2-g32", 1, rows=256)}
 AGAINST_DWQ = ("4bit", "3bit", "2bit")
 
 
@@ -86,6 +88,12 @@ def measure(quick: bool) -> dict[str, Metric]:
             f"{tried.steps} steps of {tried.rows * tried.width} tokens; with the selection rows {everywhere:.3f}"
         )
         found[f"recovered_{key}"] = Metric(mean(shares), "share", "measured", device, len(seeds), note=note)
+        if key in GPTQ:
+            theirs = kept(bench, GPTQ[key])
+            note = (
+                f"NLL {theirs.report.nll:.4f}, KL {theirs.report.divergence:.4f}; {GPTQ[key].rows} rows of calibration"
+            )
+            found[f"gptq_{key}"] = Metric(share(rounded, theirs, ceiling), "share", "measured", device, note=note)
         if key in AGAINST_DWQ:
             found[f"residual_over_dwq_{key}"] = _against_dwq(bench, tried, cells, ceiling, quick)
     found["changed_codes"] = Metric(float(changed), "codes", "measured", device, len(CHOSEN) * len(seeds))

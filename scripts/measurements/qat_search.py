@@ -18,6 +18,7 @@ SHORT = replace(THREE, steps=60)
 SEARCH = (
     replace(FOUR, steps=60),
     replace(FOUR, steps=60, rate=3e-4),
+    replace(FOUR, steps=60, rate=3e-4, width=256, rows=4),
     replace(FOUR, steps=60, hidden=5.0),
     replace(FOUR, steps=60, rate=3e-4, hidden=5.0),
     FOUR,

@@ -79,12 +79,29 @@ def test_dense_dwq_trains_what_the_kernels_train() -> None:
         (("mlx-nvfp4", "gptq"), "mlx-lm's GPTQ makes affine grids, not mlx-nvfp4"),
         (("mlx-affine3-g32", "gptq"), r"GPTQ packs \(2, 4, 8\) bits, not 3"),
         (("mlx-nvfp4", "dwq"), "DWQ trains affine scales and biases"),
+        (("float", "gptq"), "makes one grid, not 0"),
     ],
 )
 def test_methods_name_what_they_cannot_do(arguments: tuple[str, str], text: str) -> None:
     rows = None if "needs" in text else ROWS
     with pytest.raises(UserError, match=text):
         post_training(llama(), LLAMA, *arguments, rows=rows)
+
+
+def test_gptq_leaves_layers_float_and_awq_cannot(tmp_path: Path) -> None:
+    config = {**LLAMA, "intermediate_size": 172}  # 172 is not divisible by 32
+    model = llama(intermediate_size=172)
+    packed = post_training(model, config, "mlx-affine4-g32|float", "gptq", rules=[("*embed*", "float")], rows=ROWS)
+    kinds = {path: type(m).__name__ for path, m in packed.model.named_modules()}
+    left = [path for path in kinds if "down_proj" in path or "embed" in path]
+    assert left and {kinds[path] for path in left} == {"Linear", "Embedding"}
+    assert set(packed.grids) == set(post_training(model, config, "mlx-affine4-g32|float").grids) - set(left)
+    save_student(tmp_path / "s", packed, tmp_path)
+    assert same(load_model(tmp_path / "s")[0](TOKENS), packed.model(TOKENS))
+    with pytest.raises(UserError, match=r"AWQ quantises every layer and cannot leave float: .*0\.mlp\.down_proj"):
+        post_training(model, config, "mlx-affine4-g32|float", "awq", rows=ROWS)
+    with pytest.raises(UserError, match="GPTQ makes one grid, not 2"):
+        post_training(model, config, "mlx-affine4-g32|float", "gptq", rules=[("*q_proj", "mlx-affine8-g32")], rows=ROWS)
 
 
 def choices_of(rng: np.random.Generator, layers: int, convex: bool) -> list[Choice]:
