@@ -136,12 +136,13 @@ def show(found: dict[str, Metric], title: str, console: Console) -> None:
     }
     filled = {name: [of(m) for m in found.values()] for name, of in columns.items()}
     filled = {name: values for name, values in filled.items() if any(values)}
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("", no_wrap=True)
     for name in filled:
         table.add_column(name, justify="left" if name == "note" else "right")
     for row, (key, m) in enumerate(found.items()):
         table.add_row(f"{key} ({m.unit})", *(values[row] for values in filled.values()))
+    console.print(title, highlight=False, soft_wrap=True)
     console.print(table)
 
 

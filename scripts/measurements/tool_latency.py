@@ -3,9 +3,10 @@
 Both begin as the embedded teacher and train on demo conversations whose answers think aloud before they call. Peer:
 cross-entropy on all of the answer. Ours: the same, with little weight on the thinking, three in ten calls rendered
 without it, plus ``early_call``, ``expected_length`` and ``rollout_length``. Held-out requests of known and composed
-tools, greedy, real model. ``ablation`` rows name what each part does alone: a mean over seeds, n held-out requests
-behind it. Every student is a cell that is kept in the user's cache (``mlxkd/tool-latency-cells``), so that a run that
-was stopped goes on; another teacher, other data or another recipe is another cell.
+tools, greedy, real model; quantiles are of the requests of all seeds together. ``ablation`` rows name what each part
+does alone: a mean over seeds, n held-out requests behind it. Every student is a cell that is kept in the user's cache
+(``mlxkd/tool-latency-cells``), so that a run that was stopped goes on; another teacher, other data or another recipe is
+another cell. ``--quick`` is the first seed of the two that are compared, and its cells serve the whole run too.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ ALOUD = (
     "first I read it again.",
 )
 SHAPE = (8, 320)
+STEPS = 120
+HELD = 120  # requests, half of them of composed tools
 LONGEST = 160
 RATE = 3e-4
 TOLERATED = 1.15  # tokens of a complete answer over those of the expected one
@@ -117,19 +120,14 @@ class Cell:
     lengths: list[float]
     seconds: float
 
-    def tokens(self, q: float) -> float:
-        """Quantile of tokens to the first valid call; infinite when it falls on a request without one."""
-        values = [v if v is not None else np.inf for v in self.valid]
-        return float(np.quantile(values, q, method="inverted_cdf"))
-
 
 def measure(quick: bool) -> dict[str, Metric]:
     """Ratios (ours over the peer's), points of exactness lost, over-calling, lengths, one ablation row per variant."""
-    seeds, steps, held = (range(1), 16, 24) if quick else (range(3), 60, 120)
-    cells = {name: [kept(name, seed, steps, held) for seed in seeds] for name in VARIANTS}
+    seeds, names = (range(1), ("sft", "all")) if quick else (range(3), tuple(VARIANTS))
+    cells = {name: [kept(name, seed) for seed in seeds] for name in names}
     sft, ours = cells["sft"], cells["all"]
-    count, device = len(sft) * held, device_name()
-    out = {f"first_call_tokens_ratio_p{int(q * 100)}": _ratio(ours, sft, q, count) for q in (0.5, 0.95)}
+    count, device = len(sft) * HELD, device_name()
+    out = {f"first_call_tokens_ratio_p{int(q * 100)}": _ratio(ours, sft, q) for q in (0.5, 0.95)}
     lost = 100 * (_mean(_share(o.exact) for o in sft) - _mean(_share(o.exact) for o in ours))
     out["exactness_loss_points"] = Metric(lost, "points", "measured", device, count)
     over = 100 * (_mean(_share(o.false_calls) for o in ours) - _mean(_share(o.false_calls) for o in sft))
@@ -145,19 +143,24 @@ def measure(quick: bool) -> dict[str, Metric]:
         note += f"exact {_mean(_share(o.exact) for o in found):.3f}, "
         note += f"false calls {_mean(_share(o.false_calls) for o in found):.3f}, "
         note += f"{_mean(o.seconds for o in found):.0f} CPU s a student"
-        out[f"ablation_{name}"] = Metric(
-            _mean(o.tokens(0.5) for o in found), "tokens", "measured", device, count, note=note
-        )
+        out[f"ablation_{name}"] = Metric(_tokens(found, 0.5), "tokens", "measured", device, count, note=note)
     return out
 
 
-def _ratio(ours: list[Cell], peer: list[Cell], q: float, count: int) -> Metric:
+def _tokens(cells: list[Cell], q: float) -> float:
+    """Quantile of tokens to the first valid call; infinite when it falls on a request without one."""
+    values = [v if v is not None else np.inf for cell in cells for v in cell.valid]
+    return float(np.quantile(values, q, method="inverted_cdf"))
+
+
+def _ratio(ours: list[Cell], peer: list[Cell], q: float) -> Metric:
     """Tokens to the first valid call, ours over the peer's; missing where a quantile falls on requests without one."""
-    value = _mean(o.tokens(q) for o in ours) / _mean(o.tokens(q) for o in peer)
-    if np.isfinite(value):
-        return Metric(value, "ratio", "measured", device_name(), count)
-    reason = f"more than {1 - q:.0%} of the requests never got a valid call on one side"
-    return Metric(None, "ratio", "measured", device_name(), count, note=reason)
+    mine, theirs = _tokens(ours, q), _tokens(peer, q)
+    count, note = sum(len(cell.valid) for cell in ours), f"{mine:.0f} against {theirs:.0f} tokens"
+    if np.isfinite(mine) and np.isfinite(theirs):
+        return Metric(mine / theirs, "ratio", "measured", device_name(), count, note=note)
+    note += f": more than {1 - q:.0%} of the requests never got a valid call on one side"
+    return Metric(None, "ratio", "measured", device_name(), count, note=note)
 
 
 def _mean(values: Any) -> float:
@@ -174,7 +177,7 @@ def cache_folder() -> Path:
     return root / "mlxkd" / "tool-latency-cells"
 
 
-def kept(name: str, seed: int, steps: int, held: int) -> Cell:
+def kept(name: str, seed: int, steps: int = STEPS, held: int = HELD) -> Cell:
     """The cell of a student, measured now or before, with this teacher, data, recipe and MLX."""
     started = time.process_time()
     variant = VARIANTS[name]
