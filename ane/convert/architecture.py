@@ -63,9 +63,9 @@ class Architecture:
         embedding_scale: factor on embedded tokens.
         query_scale: factor on attention scores.
         attention_softcap, logit_softcap: cap * tanh(x / cap), None where absent.
-        tied: the head is the embedding.
         qk_norm: RMSNorm on each head's queries and keys.
         max_positions: tokens that the model was made for, see `longest_context`; None where its config does not say.
+        tied: the head is the embedding; the weights decide, not the config.
     """
 
     family: str
@@ -79,7 +79,6 @@ class Architecture:
     layers: tuple[Layer, ...]
     rotaries: tuple[Rotary, ...]
     query_scale: float
-    tied: bool
     activation: Activation = "silu"
     norm_offset: float = 0.0
     qk_norm: bool = False
@@ -89,6 +88,7 @@ class Architecture:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     max_positions: int | None = None
+    tied: bool = True
 
 
 def longest_context(config: dict[str, Any]) -> int | None:

@@ -49,7 +49,7 @@ class Signature(_Part):
 
 
 class Package(_Part):
-    """One .mlpackage: layers ``start`` to ``stop``."""
+    """One .mlpackage: layers ``start`` to ``stop``; ``head`` where it gives logits or tokens, of all splits or some."""
 
     file: str
     start: int

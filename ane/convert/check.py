@@ -13,6 +13,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ane.convert.bundle import Manifest, read_manifest
+from ane.convert.progress import Progress
 from mlxkd import compat
 from mlxkd.decode.mlx_session import MlxSession
 
@@ -94,23 +95,31 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def check(model: str | Path, bundle: str | Path, steps: int, *, start: int | None = None) -> Check:
+def check(
+    model: str | Path, bundle: str | Path, steps: int, *, start: int | None = None, progress: Progress | None = None
+) -> Check:
     """Decode ``steps`` greedy tokens with MLX and with the bundle on the reference runtime, side by side.
 
     Args:
         model: the folder the bundle was made from.
         start: first token; the tokenizer's beginning-of-text token, or 0, by default.
+        progress: told of every token.
     """
     from ane.runtime import open_session
 
     folder = compat.resolve_model(model)
     manifest = read_manifest(bundle)
-    theirs, ours = reference(folder), open_session(bundle, "mil")
+    steps, progress = min(steps, manifest.context), progress or Progress()
+    progress.start(steps)
+    progress.stage("comparing with MLX")
+    rows = manifest.batches[0]  # where there is no batch of one, every row gets the same tokens
+    theirs, ours = reference(folder), open_session(bundle, "mil", rows)
     token = start if start is not None else _beginning(folder, manifest)
     fed, agreeing, first = [token], 0, None
     worst: float | None = None
-    for step in range(min(steps, manifest.context)):
-        expected, got = np.array(theirs.extend(np.array([[token]])))[0, -1], ours.extend(np.array([[token]]))[0, -1]
+    for step in range(steps):
+        expected = np.array(theirs.extend(np.array([[token]])))[0, -1]
+        got = ours.extend(np.full((rows, 1), token))[0, -1]
         token = int(expected.argmax())
         same = int(got.argmax()) == token
         agreeing += same
@@ -119,8 +128,9 @@ def check(model: str | Path, bundle: str | Path, steps: int, *, start: int | Non
         if first is None and (not same or (worst or 0.0) > KL_LIMIT):
             first = step
         fed.append(token)
+        progress.advance(1)
     layer, error = (None, None) if first is None else _first_layer(folder, Path(bundle), manifest, fed[: first + 1])
-    return Check(min(steps, manifest.context), agreeing, worst, first, layer, error)
+    return Check(steps, agreeing, worst, first, layer, error)
 
 
 def _beginning(folder: Path, manifest: Manifest) -> int:
@@ -137,16 +147,17 @@ def _first_layer(folder: Path, bundle: Path, manifest: Manifest, tokens: list[in
     taps = [Tap(layer) for layer in theirs.model.model.layers]
     theirs.model.model.layers = taps
     runners = [TracedPackage(bundle / package.file) for package in manifest.packages]
-    ours = BundleSession(bundle, manifest, runners, 1)
+    rows = manifest.batches[0]
+    ours = BundleSession(bundle, manifest, runners, rows)
     for token in tokens:
         theirs.extend(np.array([[token]]))
-        ours.extend(np.array([[token]]))
+        ours.extend(np.full((rows, 1), token))
     outputs: dict[int, np.ndarray] = {}
     for runner in runners:
         outputs |= runner.layers
     for index, tap in enumerate(taps):
         expected = np.array(tap.output.astype(mx.float32)).ravel()
-        error = float(np.linalg.norm(outputs[index].ravel() - expected) / (np.linalg.norm(expected) + 1e-12))
+        error = float(np.linalg.norm(outputs[index][0].ravel() - expected) / (np.linalg.norm(expected) + 1e-12))
         if error > LAYER_LIMIT:
             return index, error
     return None, None

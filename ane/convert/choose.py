@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
 
 from ane.convert.architecture import Architecture
+from ane.convert.constants import Latest
 from ane.convert.options import KEEP, Options
 from ane.convert.program import head_path
 from ane.convert.source import Source, linear_paths
-from ane.convert.weights import Coded, Dense, Weight
+from ane.convert.weights import Coded, Dense, Rows, Weight, part
 from mlxkd import compat
 from mlxkd.errors import UserError
 from mlxkd.quant.grids import FLOAT, Codes, Grid, grid
+
+ELEMENTS_AT_ONCE = 1 << 22  # of a float weight that is being encoded
 
 
 def matrix_paths(arch: Architecture, options: Options) -> list[str]:
@@ -48,6 +52,7 @@ def settle(source: Source, arch: Architecture, options: Options) -> None:
             hint="use an ane grid, or --profile gpu",
         )
     master = Source(compat.resolve_model(Path(options.master))) if options.master else source
+    latest = Latest()
     for path in paths:
         if source.grids.get(path) is wanted or wanted.fault(source.weight(path).shape):
             continue
@@ -56,7 +61,7 @@ def settle(source: Source, arch: Architecture, options: Options) -> None:
                 f"{path} has shape {master.weight(path).shape} in the master and {source.weight(path).shape} here",
                 where="--master",
             )
-        source.override(path, _encoded(source, path, wanted, master.weight(path)), wanted)
+        source.override(path, _encoded(source, path, wanted, master.weight(path), latest), wanted)
 
 
 def _fits(found: Grid, options: Options) -> bool:
@@ -81,16 +86,37 @@ def _decoded(source: Source, path: str) -> Weight:
     return Dense(path, weight.shape, lambda rows: mx.array(weight.dense(rows)))
 
 
-def _encoded(source: Source, path: str, wanted: Grid, master: Weight) -> Coded:
-    held: Codes = {}
+def _encoded(source: Source, path: str, wanted: Grid, master: Weight, latest: Latest) -> Coded:
+    out = master.shape[0]
 
-    def fetch() -> Codes:
-        if not held:
-            dense = mx.array(master.dense())
-            held.update(wanted.encode(dense, mx.float16))
-            exact = dense.astype(mx.float32)
-            error = wanted.decode(held, mx.float16).astype(mx.float32) - exact
-            source.expected_loss[path] = float(mx.linalg.norm(error) / mx.maximum(mx.linalg.norm(exact), 1e-12))
-        return held
+    def make() -> Codes:
+        codes, source.expected_loss[path] = encode(master, wanted)
+        return codes
 
-    return Coded(path, master.shape, wanted, fetch, release=held.clear)
+    def fetch(rows: Rows | None) -> Codes:
+        whole = latest.get(path, make)
+        return {name: array[slice(*part(array.shape[0], out, rows, path))] for name, array in whole.items()}
+
+    return Coded(path, master.shape, wanted, fetch)
+
+
+def encode(master: Weight, wanted: Grid) -> tuple[Codes, float]:
+    """(codes of a float weight, relative error |decoded - weight| / |weight|).
+
+    Some rows at a time where the grid lets rows be encoded apart, so that the float numbers are never all in memory.
+    """
+    rows = master.shape[0]
+    step = max(1, ELEMENTS_AT_ONCE // master.shape[1]) if wanted.rowwise else rows
+    parts: list[Codes] = []
+    lost = whole = 0.0
+    for start in range(0, rows, step):
+        dense = mx.array(master.dense((start, min(start + step, rows))))
+        part, exact = wanted.encode(dense, mx.float16), dense.astype(mx.float32)
+        error = wanted.decode(part, mx.float16).astype(mx.float32) - exact
+        lost += float(mx.sum(mx.square(error)))
+        whole += float(mx.sum(mx.square(exact)))
+        mx.eval(part)
+        parts.append(part)
+    codes = {name: mx.concatenate([part[name] for part in parts]) for name in parts[0]}
+    mx.eval(codes)
+    return codes, math.sqrt(lost / max(whole, 1e-24))

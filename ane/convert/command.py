@@ -55,13 +55,19 @@ def _sizes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("--strict", is_flag=True, help="Exit 1 on lint warnings too")
 def command(model: str, to: str, out: Path, steps: int, chip: str | None, strict: bool, **choices: Any) -> None:
     """Convert MODEL, an mlx-lm folder or repository, for Core ML."""
+    from ane.convert.card import size
     from ane.convert.export import export
+    from ane.convert.lint import lint
     from ane.convert.progress import Bar
+    from ane.residency.chips import chip as known_chip
+    from ane.residency.predict import DEFAULT_CHIP
 
+    target = known_chip(chip or DEFAULT_CHIP).name  # an unknown one is refused before anything is replaced
     with Bar() as bar:
         manifest = export(model, out, Options(**choices), bar)
-    size = sum(package.weight_bytes for package in manifest.packages)
-    click.echo(f"{out}: {len(manifest.packages)} packages, {size / 1e6:.1f} MB of weights", err=True)
+        bar.stage("applying the residency rules")
+        found = lint(out, target) if manifest.profile == "ane" else None
+    click.echo(f"{out}: {size(manifest)}", err=True)
     if manifest.expected_loss:
         losses = sorted(manifest.expected_loss.values())
         click.echo(
@@ -69,29 +75,23 @@ def command(model: str, to: str, out: Path, steps: int, chip: str | None, strict
             f"{losses[len(losses) // 2]:.3f}, worst {losses[-1]:.3f}; check the model's quality before shipping",
             err=True,
         )
-    passed = _lint(out, chip, strict) if manifest.profile == "ane" else True
+    passed = True
+    if found is not None:
+        for text in found.lines():
+            click.echo(text, err=True)
+        passed = not found.failures and not (strict and found.warnings)
     if steps:
         passed = _check(model, out, steps, manifest.expected_loss) and passed
     sys.exit(0 if passed else 1)
 
 
-def _lint(out: Path, chip: str | None, strict: bool) -> bool:
-    from ane.convert.lint import lint
-
-    found = lint(out, chip)
-    for text in found.failures:
-        click.echo(f"lint failure: {text}", err=True)
-    for text in found.warnings:
-        click.echo(f"lint warning: {text}", err=True)
-    click.echo(f"predicted share on the Neural Engine: {found.share:.3f}", err=True)
-    return not found.failures and not (strict and found.warnings)
-
-
 def _check(model: str, out: Path, steps: int, lossy: dict[str, float]) -> bool:
     from ane.convert.check import check
+    from ane.convert.progress import Bar
 
     if lossy:
         click.echo("the check compares with the unquantised model: differences are the quantisation's", err=True)
-    outcome = check(model, out, steps)
+    with Bar("tokens") as bar:
+        outcome = check(model, out, steps, progress=bar)
     click.echo(outcome.text())
     return outcome.passed or bool(lossy)

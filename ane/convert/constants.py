@@ -8,12 +8,13 @@ however many functions use it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mlxkd.runtime import import_coremltools
 
+T = TypeVar("T")
 Loader = Callable[[], np.ndarray]
 SMALL = 4096  # elements below which a constant is simply held
 
@@ -34,18 +35,27 @@ def mil_types() -> Any:
     return types
 
 
+class Latest:
+    """Keeps one value at a time: one weight's several arrays are asked for in a row, then never again."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[object, Any] | None = None
+
+    def get(self, owner: object, make: Callable[[], T]) -> T:
+        """``make()``, kept until another owner asks; what is kept goes before the next is made."""
+        if self._kept is None or self._kept[0] != owner:
+            self._kept = None
+            self._kept = (owner, make())
+        value: T = self._kept[1]
+        return value
+
+
 class Constants:
     """The constants that the functions of one package share."""
 
     def __init__(self) -> None:
         self._loaders: dict[str, tuple[tuple[int, ...], np.dtype, Loader]] = {}
-        self._recent: tuple[object, Any] | None = None
-
-    def recent(self, owner: object, make: Callable[[], Any]) -> Any:
-        """``make()``, kept until another owner asks: one weight's several arrays are written in a row."""
-        if self._recent is None or self._recent[0] is not owner:
-            self._recent = (owner, make())
-        return self._recent[1]
+        self.latest = Latest()
 
     def var(self, key: str, shape: Sequence[int], dtype: np.dtype, load: Loader, *, inline: bool = False) -> Any:
         """A const of the function under construction.

@@ -7,10 +7,11 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ane.convert import families
@@ -31,7 +32,7 @@ from ane.convert.bundle import (
 from ane.convert.card import model_card
 from ane.convert.choose import matrix_paths, settle
 from ane.convert.constants import Constants, mil_types
-from ane.convert.layout import Chunk, caches, divide
+from ane.convert.layout import Chunk, Sizes, caches, divide
 from ane.convert.options import Options
 from ane.convert.positions import MASK_VALUE
 from ane.convert.program import FunctionBuilder, head_path, head_rows
@@ -67,20 +68,23 @@ def export(
     """
     progress = progress or Progress()
     folder = compat.resolve_model(model)
+    arch = families.architecture(compat.load_config(folder))  # refuses a family before its weights are opened
     source = Source(folder)
-    arch = families.architecture(source.config, tied=source.tied)
+    arch = replace(arch, tied=source.tied)
     options = (options or Options()).resolved(arch.max_positions)
     settle(source, arch, options)
-    parts = weight_bytes(source, arch, options)
-    chunks = divide(*parts, options)
-    total = parts[0] + sum(parts[1]) + parts[2] + (2 * arch.vocab * arch.hidden if options.embedding == "host" else 0)
+    sizes = weight_sizes(source, arch, options)
+    chunks = divide(sizes, options)
+    total = sizes.total + (2 * arch.vocab * arch.hidden if options.embedding == "host" else 0)
     _check_space(Path(out), total)
     progress.start(total)
     with atomic_folder(out) as temporary, _disk_faults(temporary):
-        packages = [_package(temporary, chunk, arch, source, options, progress) for chunk in chunks]
+        packages = []
+        for chunk in chunks:
+            label = f"package {chunk.index + 1} of {len(chunks)}"
+            packages.append(_package(temporary, chunk, arch, source, options, progress, label))
         if options.embedding == "host":
             _write_embedding(temporary, arch, source, progress)
-        source.release()
         for name in (*compat.TOKENIZER_FILES, "config.json"):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
@@ -92,11 +96,13 @@ def export(
     return manifest
 
 
-def weight_bytes(source: Source, arch: Architecture, options: Options) -> tuple[int, list[int], int]:
-    """Bytes of (the embedding in the program, each layer, the head)."""
+def weight_sizes(source: Source, arch: Architecture, options: Options) -> Sizes:
+    """Bytes of weights of every part that `divide` places."""
     embedding = source.weight("model.embed_tokens").nbytes if options.embedding == "model" else 0
-    layers = [sum(source.weight(path).nbytes for path in linear_paths(i)) for i in range(len(arch.layers))]
-    return embedding, layers, source.weight(head_path(arch)).nbytes
+    layers = tuple(sum(source.weight(path).nbytes for path in linear_paths(i)) for i in range(len(arch.layers)))
+    head = source.weight(head_path(arch)).nbytes
+    splits = head_rows(arch.vocab, options.head_width or 0)
+    return Sizes(embedding, layers, tuple(head * (stop - start) // arch.vocab for start, stop in splits))
 
 
 def _check_space(out: Path, needed: int) -> None:
@@ -111,7 +117,7 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UserError(
-            f"the bundle needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            f"the bundle needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             where=str(out),
             hint="free space or choose another output folder",
         )
@@ -129,26 +135,26 @@ def _disk_faults(folder: Path) -> Iterator[None]:
 
 
 def _package(
-    folder: Path, chunk: Chunk, arch: Architecture, source: Source, options: Options, progress: Progress
+    folder: Path, chunk: Chunk, arch: Architecture, source: Source, options: Options, progress: Progress, label: str
 ) -> Package:
-    """Build and write one package."""
-    progress.stage(f"{chunk.name}: building")
+    """Build and write one package; ``label`` names it to the person who waits."""
+    progress.stage(f"{label}: building")
     constants = Constants()
     functions = {
         name: FunctionBuilder(arch, source, constants, chunk, options, batch, query).build()
         for name, _, batch, query in options.functions()
     }
     signatures = {name: _signature(function) for name, function in functions.items()}
-    progress.stage(f"{chunk.name}: writing")
+    progress.stage(f"{label}: writing")
     path = folder / chunk.name
     save_package(path, functions, constants, progress.advance)
-    source.release()
+    mx.clear_cache()  # the buffers of the weights that were read
     blob = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     return Package(
         file=chunk.name,
         start=chunk.start,
         stop=chunk.stop,
-        head=chunk.head,
+        head=bool(chunk.splits),
         weight_bytes=blob.stat().st_size if blob.is_file() else 0,
         caches=tuple(caches(arch, chunk, options)),
         functions=signatures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from ane.convert.architecture import Architecture
@@ -12,13 +13,13 @@ from mlxkd.errors import UserError
 
 @dataclass(frozen=True)
 class Chunk:
-    """One package: layers ``start`` to ``stop``, with the embedding before or the head behind them."""
+    """One package: layers ``start`` to ``stop``, with the embedding before or splits of the head behind them."""
 
     index: int
     start: int
     stop: int
     first: bool
-    head: bool
+    splits: range
 
     @property
     def name(self) -> str:
@@ -26,43 +27,81 @@ class Chunk:
         return f"chunk_{self.index:02d}.mlpackage"
 
 
-def divide(embedding: int, layers: list[int], head: int, options: Options) -> list[Chunk]:
-    """Packages for parts of these weight bytes, none above the limit, or exactly as many as asked for.
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of weights: of the embedding in the program (0 where there is none), each layer, each split of the head."""
+
+    embedding: int
+    layers: tuple[int, ...]
+    head: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all packages."""
+        return self.embedding + sum(self.layers) + sum(self.head)
+
+
+def divide(sizes: Sizes, options: Options) -> list[Chunk]:
+    """Packages for parts of these sizes, none above the limit, or exactly as many as asked for.
 
     Raises:
         UserError: one part alone exceeds the limit, or more packages than layers are asked for.
     """
-    cuts = _even(layers, options.chunks) if options.chunks else _greedy(embedding, layers, head, options.chunk_bytes)
-    edges = [0, *cuts]
-    return [
-        Chunk(i, edge, (edges[i + 1] if i + 1 < len(edges) else len(layers)), i == 0, i == len(edges) - 1)
-        for i, edge in enumerate(edges)
+    count, splits = len(sizes.layers), len(sizes.head)
+    if options.chunks:
+        cuts, heads = _even(count, options.chunks), [range(splits)]
+    else:
+        _check_limit(sizes, options.chunk_bytes)
+        cuts, filled = _greedy(sizes, options.chunk_bytes)
+        fits = filled + sum(sizes.head) <= options.chunk_bytes
+        heads = [range(splits)] if fits else [range(0), *_fill_head(sizes.head, options.chunk_bytes)]
+    edges = [0, *cuts, count]
+    spans = [*itertools.pairwise(edges), *([(count, count)] * (len(heads) - 1))]
+    behind = [range(0)] * (len(cuts)) + heads
+    return [Chunk(i, *span, i == 0, part) for i, (span, part) in enumerate(zip(spans, behind, strict=True))]
+
+
+def _even(layers: int, count: int) -> list[int]:
+    if count > layers:
+        raise UserError(f"{count} chunks of {layers} layers", where="--chunks", hint="ask for fewer chunks")
+    return [round(i * layers / count) for i in range(1, count)]
+
+
+def _check_limit(sizes: Sizes, limit: int) -> None:
+    parts = [
+        ("the embedding", sizes.embedding, "keep it on the host (--embedding host)"),
+        *((f"layer {i}", size, "choose a smaller grid (--weights)") for i, size in enumerate(sizes.layers)),
+        *((f"split {i} of the head", size, "lower --head-width") for i, size in enumerate(sizes.head)),
     ]
-
-
-def _even(layers: list[int], count: int) -> list[int]:
-    if count > len(layers):
-        raise UserError(f"{count} chunks of {len(layers)} layers", where="--chunks", hint="ask for fewer chunks")
-    return [round(i * len(layers) / count) for i in range(1, count)]
-
-
-def _greedy(embedding: int, layers: list[int], head: int, limit: int) -> list[int]:
-    """Fill each package up to the limit; the head goes with the last layers or alone behind them."""
-    names = ["the embedding", *(f"layer {i}" for i in range(len(layers))), "the head"]
-    for name, size in zip(names, [embedding, *layers, head], strict=True):
+    for name, size, remedy in parts:
         if size > limit:
             raise UserError(
                 f"{name} alone holds {size} bytes of weights, over the chunk limit of {limit}",
                 where="--chunk-bytes",
-                hint="raise the limit, keep the embedding on the host (--embedding host) or choose a smaller grid",
+                hint=f"raise the limit, or {remedy}",
             )
-    cuts, filled = [], embedding
-    for i, size in enumerate(layers):
+
+
+def _greedy(sizes: Sizes, limit: int) -> tuple[list[int], int]:
+    """(layers at which a new package begins when each is filled up to the limit, bytes in the last)."""
+    cuts, filled = [], sizes.embedding
+    for i, size in enumerate(sizes.layers):
         if filled + size > limit:
             cuts.append(i)
             filled = 0
         filled += size
-    return [*cuts, len(layers)] if filled + head > limit else cuts
+    return cuts, filled
+
+
+def _fill_head(splits: tuple[int, ...], limit: int) -> list[range]:
+    """Packages of the head alone: as many splits in each as the limit takes."""
+    edges, filled = [0], 0
+    for i, size in enumerate(splits):
+        if filled + size > limit:
+            edges.append(i)
+            filled = 0
+        filled += size
+    return [range(*edge) for edge in itertools.pairwise([*edges, len(splits)])]
 
 
 def caches(arch: Architecture, chunk: Chunk, options: Options) -> list[Cache]:

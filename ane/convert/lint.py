@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ane.residency.predict import predict
+from ane.residency.predict import DEFAULT_CHIP, predict
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,18 @@ class Lint:
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def lines(self) -> list[str]:
+        """One line per finding, then the share."""
+        return [
+            *(f"lint failure: {text}" for text in self.failures),
+            *(f"lint warning: {text}" for text in self.warnings),
+            f"predicted share on the Neural Engine: {self.share:.3f}",
+        ]
 
-def lint(bundle: str | Path, chip: str | None = None) -> Lint:
-    """Apply the rules for a chip (the rule table's default where None). Predicted, never measured."""
-    found = predict(bundle, chip) if chip else predict(bundle)
+
+def lint(bundle: str | Path, chip: str = DEFAULT_CHIP) -> Lint:
+    """Apply the rules for a chip. Predicted, never measured."""
+    found = predict(bundle, chip)
     failures: dict[str, str] = {}
     warnings: dict[str, str] = {}
     for function in found.functions:

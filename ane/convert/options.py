@@ -78,8 +78,11 @@ class Options:
             raise UserError(f"verify {self.verify} must be 0 or lie in 2..{self.tokens}", where="--verify")
         if not self.batch or min(self.batch) < 1 or len(set(self.batch)) != len(self.batch):
             raise UserError(f"batch sizes {self.batch} must be distinct and positive", where="--batch")
-        if self.chunk_bytes < 1 or (self.chunks is not None and self.chunks < 1):
-            raise UserError("chunk size and count must be positive", where="--chunks")
+        for name, least in (("chunk_bytes", 1), ("chunks", 1), ("head_width", 0), ("rewind", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{value} is less than {least}", where=option)
         if self.master is not None and self.weights == KEEP:
             raise UserError("a master is read only where --weights names a grid", where="--master")
 

@@ -148,7 +148,7 @@ class FunctionBuilder:
         return self.mb.concat(values=values, axis=axis, name=name)
 
     def _leave(self, x: Any) -> list[Any]:
-        if self.chunk.head:
+        if self.chunk.splits:
             return self._head(self.blocks.norm(x, "model.norm"))
         if self.options.profile == "ane":
             return [self.mb.transpose(x=x, perm=[0, 2, 3, 1], name="hidden_out")]
@@ -159,7 +159,9 @@ class FunctionBuilder:
         arch, mb = self.arch, self.mb
         path = head_path(arch)
         outputs = []
-        for i, rows in enumerate(head_rows(arch.vocab, self.options.head_width or 0)):
+        splits = head_rows(arch.vocab, self.options.head_width or 0)
+        for i in self.chunk.splits:
+            rows = splits[i]
             logits = self.blocks.project(x, path, rows=rows if rows != (0, arch.vocab) else None)
             if arch.logit_softcap:
                 logits = self.blocks.softcap(logits, arch.logit_softcap)

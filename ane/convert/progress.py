@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Any
 
@@ -11,32 +10,39 @@ class Progress:
     """Says nothing; the base of what does."""
 
     def start(self, total: int) -> None:
-        """A conversion of ``total`` weight bytes begins."""
+        """Work of ``total`` units (bytes of weights, or tokens) begins."""
 
     def stage(self, text: str) -> None:
         """What is done now."""
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes are written."""
+        """``count`` more units are done."""
 
 
 class Bar(Progress):
-    """A bar on stderr with stage, bytes and time left; a context manager."""
+    """A bar on stderr with stage, amount and time left, where stderr is a terminal; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        unit: "bytes", or the plural of what is counted.
+    """
+
+    def __init__(self, unit: str = "bytes") -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
+        console = Console(stderr=True)
+        amount = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
         self._rich: Any = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            *amount,
             TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
-        self._task: Any = None
+        self._task: Any = self._rich.add_task("reading", total=None)
 
     def __enter__(self) -> Bar:
         self._rich.start()
@@ -48,7 +54,7 @@ class Bar(Progress):
         self._rich.stop()
 
     def start(self, total: int) -> None:
-        self._task = self._rich.add_task("reading", total=total)
+        self._rich.update(self._task, total=total)
 
     def stage(self, text: str) -> None:
         self._rich.update(self._task, description=text)

@@ -120,6 +120,6 @@ def _streaming_exporter() -> Any:
                 return super().create_file_value(var)
             finally:
                 var._sym_val.val = stand_in
-                self._written(real.nbytes)
+                self._written(real.size * var.dtype.get_bitwidth() // 8)
 
     return StreamingExporter

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ane.convert.tensors import TensorFile
-from ane.convert.weights import Coded, Dense, Weight
+from ane.convert.weights import Coded, Dense, Rows, Weight, part
 from mlxkd import compat
 from mlxkd.errors import UserError
 from mlxkd.quant.grids import Codes, Grid, grid
@@ -60,11 +60,20 @@ class Source:
                 where=str(folder),
                 hint="run `mlx_lm.convert` on the model first",
             )
-        codes = folder / CODES_FILE
-        self._codes = TensorFile(codes) if codes.is_file() else None
         self.grids: dict[str, Grid] = _packed_grids(model) | _student_grids(folder)
+        self._code_files = self._open_codes()
         self.expected_loss: dict[str, float] = {}
         self._weights: dict[str, Weight] = {}
+
+    def _open_codes(self) -> dict[str, TensorFile]:
+        """The file of a student's codes, by the name of each array."""
+        path = self.folder / CODES_FILE
+        if path.is_file():
+            file = TensorFile(path)
+            return dict.fromkeys(file.shapes, file)
+        if any(found.packing is None for found in self.grids.values()):
+            raise UserError(f"{CODES_FILE} is missing", where=str(self.folder), hint="pack the student again")
+        return {}
 
     @property
     def tied(self) -> bool:
@@ -92,12 +101,6 @@ class Source:
         if found is not None:
             self.grids[path] = found
 
-    def release(self) -> None:
-        """Let every weight drop what it keeps between reads, and MLX the buffers that it keeps of them."""
-        for weight in self._weights.values():
-            weight.release()
-        mx.clear_cache()
-
     def _open(self, path: str) -> Weight:
         name = f"{path}.weight"
         shape = self._shapes[name]
@@ -105,26 +108,27 @@ class Source:
             return Dense(path, (shape[0], shape[1]), lambda rows: self._files[name].read(name, rows))
         found = self.grids[path]
         if found.packing is not None:
-            packed = (shape[0], shape[1] * 32 // found.bits)
-            return Coded(path, packed, found, lambda: self._packed(path))
-        return Coded(path, (shape[0], shape[1]), found, lambda: self._loose(path))
+            width, file_of = shape[1] * 32 // found.bits, self._files
+            names = {key: f"{path}.{key}" for key in ("weight", "scales", "biases") if f"{path}.{key}" in self._shapes}
+        else:
+            width, file_of = shape[1], self._code_files
+            names = {name.rpartition(".")[2]: name for name in file_of if name.rpartition(".")[0] == path}
+            if not names:
+                raise UserError(f"{CODES_FILE} holds no codes of {path}", where=str(self.folder))
 
-    def _packed(self, path: str) -> Codes:
-        names = {key: f"{path}.{key}" for key in ("weight", "scales", "biases")}
-        return {key: self._files[name].read(name) for key, name in names.items() if name in self._shapes}
+        def fetch(rows: Rows | None) -> Codes:
+            def read(name: str) -> mx.array:
+                file = file_of[name]
+                return file.read(name, part(file.shapes[name][0], shape[0], rows, path))
 
-    def _loose(self, path: str) -> Codes:
-        if self._codes is None:
-            raise UserError(f"{CODES_FILE} is missing", where=str(self.folder), hint="pack the student again")
-        names = [name for name in self._codes.shapes if name.rpartition(".")[0] == path]
-        if not names:
-            raise UserError(f"{CODES_FILE} holds no codes of {path}", where=str(self.folder))
-        return {name.rpartition(".")[2]: self._codes.read(name) for name in names}
+            return {key: read(name) for key, name in names.items()}
+
+        return Coded(path, (shape[0], width), found, fetch)
 
     def digest(self) -> str:
         """SHA-256 over the config and every weight file, as hex."""
         total = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
-        files = {file.path for file in self._files.values()} | ({self._codes.path} if self._codes else set())
+        files = {file.path for file in (*self._files.values(), *self._code_files.values())}
         for path in sorted(files):
             with path.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())

@@ -31,9 +31,6 @@ class Weight(Protocol):
     def nbytes(self) -> int:
         """Bytes it takes in the package."""
 
-    def release(self) -> None:
-        """Let go of what was kept between reads."""
-
     def var(self, constants: Constants, *, rank: int, rows: Rows | None = None) -> Any:
         """The matrix as a MIL value [out, in], or [out, in, 1, 1] for rank 4; ``rows`` cuts the first axis."""
 
@@ -56,9 +53,6 @@ class Dense:
     def dense(self, rows: Rows | None = None) -> np.ndarray:
         return np.array(self.fetch(rows).astype(mx.float16))
 
-    def release(self) -> None:
-        """Nothing is kept."""
-
     def var(self, constants: Constants, *, rank: int, rows: Rows | None = None) -> Any:
         start, stop = rows or (0, self.shape[0])
         shape = (stop - start, self.shape[1], *([1] * (rank - 2)))
@@ -70,21 +64,14 @@ class Dense:
         )
 
 
+@dataclass(frozen=True)
 class Coded:
-    """A weight on a grid; ``fetch`` loads or makes its codes, ``release`` drops what it keeps of them."""
+    """A weight on a grid; ``fetch`` loads or makes its codes, or those of some rows."""
 
-    def __init__(
-        self,
-        path: str,
-        shape: tuple[int, int],
-        grid: Grid,
-        fetch: Callable[[], Codes],
-        release: Callable[[], None] = lambda: None,
-    ):
-        self.path = path
-        self.shape = shape
-        self.grid, self._fetch, self.release = grid, fetch, release
-        self._layout: tuple[str, int, dict[str, tuple[tuple[int, ...], np.dtype]]] | None = None
+    path: str
+    shape: tuple[int, int]
+    grid: Grid
+    fetch: Callable[[Rows | None], Codes]
 
     @property
     def nbytes(self) -> int:
@@ -94,57 +81,64 @@ class Coded:
         return np.array(self._decoded(rows))
 
     def _decoded(self, rows: Rows | None) -> mx.array:
-        array = self.grid.decode(self._fetch(), mx.float16)
-        return array if rows is None else array[rows[0] : rows[1]]
+        return self.grid.decode(self.fetch(rows), mx.float16)
 
-    def constexpr(self) -> Constexpr:
-        """What the grid says Core ML holds."""
-        return self.grid.constexpr(self._fetch())
+    def constexpr(self, rows: Rows | None = None) -> Constexpr:
+        """What the grid says Core ML holds.
+
+        Raises:
+            UserError: blocks whose offset float16 cannot hold.
+        """
+        made = self.grid.constexpr(self.fetch(rows))
+        lost = int(np.isinf(made.arrays["offset"]).sum()) if "offset" in made.arrays else 0
+        if lost:
+            raise UserError(
+                f"{lost} blocks hold nearly one value each: their offset, bias / scale, is beyond float16",
+                where=self.path,
+                hint="write the decoded numbers with --weights float",
+            )
+        return made
 
     def var(self, constants: Constants, *, rank: int, rows: Rows | None = None) -> Any:
-        if self._layout is None:
-            made = self.constexpr()
-            self._layout = made.op, made.bits, {n: (a.shape, a.dtype) for n, a in made.arrays.items()}
-        op, bits, arrays = self._layout
-        if op == "const":
+        form = self.grid.constexpr_form(self.shape)
+        if form.op == "const":
             return Dense(self.path, self.shape, self._decoded).var(constants, rank=rank, rows=rows)
-        inputs = {name: self._input(constants, op, name, bits, arrays[name], rank, rows) for name in arrays}
-        return getattr(builder(), op)(**inputs, name=_key(self.path, "decoded", rank, rows).replace(".", "_"))
+        inputs = {name: self._input(constants, form, name, rank, rows) for name in form.arrays}
+        return getattr(builder(), form.op)(**inputs, name=_key(self.path, "decoded", rank, rows).replace(".", "_"))
 
-    def _input(
-        self,
-        constants: Constants,
-        op: str,
-        name: str,
-        bits: int,
-        layout: tuple[tuple[int, ...], np.dtype],
-        rank: int,
-        rows: Rows | None,
-    ) -> Any:
-        shape, dtype = layout
-        cut = self._cut(shape, rows)
+    def _input(self, constants: Constants, form: Constexpr, name: str, rank: int, rows: Rows | None) -> Any:
+        """One array of the op, of ``rows`` and with the axes that ``rank`` asks for."""
+        shape = form.arrays[name].shape
+        first, last = part(shape[0], self.shape[0], rows, self.path)
         at = len(shape) - 2 if name == "lut" else len(shape)
-        full = (cut.stop - cut.start, *shape[1:at], *([1] * (rank - 2)), *shape[at:])
+        full = (last - first, *shape[1:at], *([1] * (rank - 2)), *shape[at:])
 
         def load() -> np.ndarray:
-            made: Constexpr = constants.recent(self, self.constexpr)
-            return made.arrays[name][cut].reshape(full)
+            made = constants.latest.get((self.path, rows), lambda: self.constexpr(rows))
+            return made.arrays[name].reshape(full)
 
-        stored = code_dtype(op, name, bits, dtype)
+        stored = code_dtype(form.op, name, form.bits, form.arrays[name].dtype)
         return constants.var(_key(self.path, name, rank, rows), full, stored, load)
 
-    def _cut(self, shape: tuple[int, ...], rows: Rows | None) -> slice:
-        """The part of an array's first axis that belongs to rows of the weight."""
-        if rows is None or shape[0] == 1:
-            return slice(0, shape[0])
-        group = self.shape[0] // shape[0]
-        if any(r % group for r in rows if r != self.shape[0]):
-            raise UserError(
-                f"a head split at row {rows[1]} cuts a palette shared by {group} rows",
-                where=self.path,
-                hint=f"choose a --head-width that is a multiple of {group}",
-            )
-        return slice(rows[0] // group, -(-rows[1] // group))
+
+def part(held: int, out: int, rows: Rows | None, path: str) -> Rows:
+    """Which of an array's ``held`` leading entries belong to some rows of a weight of ``out`` rows.
+
+    Codes have an entry for each row, palettes one for each group of rows or one for all.
+
+    Raises:
+        UserError: the rows begin or end within a group.
+    """
+    if rows is None or held == 1:
+        return 0, held
+    group = out // held
+    if any(r % group for r in rows if r != out):
+        raise UserError(
+            f"a head split at row {rows[1]} cuts a palette shared by {group} rows",
+            where=path,
+            hint=f"choose a --head-width that is a multiple of {group}",
+        )
+    return rows[0] // group, -(-rows[1] // group)
 
 
 def _key(path: str, name: str, rank: int, rows: Rows | None) -> str:

@@ -110,7 +110,7 @@ class BundleSession:
 
     def _call(self, entry: FunctionEntry, tokens: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """One call of every package in turn; logits [B, query, V]."""
-        starts, outputs = self._lengths.copy(), {}
+        starts, given = self._lengths.copy(), dict[str, np.ndarray]()
         shared = self._shared_inputs(entry, tokens, starts)
         for (package, runner), store in zip(self._packages, self._stores, strict=True):
             wanted = {t.name for t in package.functions[entry.name].inputs}
@@ -120,8 +120,10 @@ class BundleSession:
             store.accept(outputs, starts, counts)
             if "hidden_out" in outputs:
                 shared["hidden"] = outputs["hidden_out"]
+            if package.head:  # which may lie in several packages
+                given |= outputs
         self._written = np.maximum(self._written, starts + entry.query)
-        return self._logits(outputs)
+        return self._logits(given)
 
     def _shared_inputs(self, entry: FunctionEntry, tokens: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
         shared: dict[str, np.ndarray] = {"tokens": tokens, "position": starts.astype(np.int32)}

@@ -10,7 +10,7 @@ from typing import Any
 from ane.convert.architecture import Architecture, Layer, rotary
 
 
-def architecture(config: dict[str, Any], tied: bool) -> Architecture:
+def architecture(config: dict[str, Any]) -> Architecture:
     head_dim = config["head_dim"]
     return Architecture(
         family="gemma2",
@@ -26,7 +26,6 @@ def architecture(config: dict[str, Any], tied: bool) -> Architecture:
             rotary(head_dim, config.get("rope_theta", 10000.0), interleaved=config.get("rope_traditional", False)),
         ),
         query_scale=config.get("query_pre_attn_scalar", 144.0) ** -0.5,
-        tied=tied,
         activation="gelu_tanh",
         norm_offset=1.0,
         sandwich_norms=True,

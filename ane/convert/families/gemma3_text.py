@@ -27,7 +27,7 @@ def bfloat16(value: float) -> float:
     return float(((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32))
 
 
-def architecture(config: dict[str, Any], tied: bool) -> Architecture:
+def architecture(config: dict[str, Any]) -> Architecture:
     c = {**DEFAULTS, **config}
     pattern, count = c["sliding_window_pattern"], c["num_hidden_layers"]
     far, near = Layer(0, None), Layer(1, c["sliding_window"])
@@ -46,7 +46,6 @@ def architecture(config: dict[str, Any], tied: bool) -> Architecture:
             rotary(c["head_dim"], c["rope_local_base_freq"]),
         ),
         query_scale=c["query_pre_attn_scalar"] ** -0.5,
-        tied=tied,
         activation="gelu_tanh",
         norm_offset=1.0,
         qk_norm=True,

@@ -7,7 +7,7 @@ from typing import Any
 from ane.convert.architecture import Architecture, Layer, rotary
 
 
-def architecture(config: dict[str, Any], tied: bool) -> Architecture:
+def architecture(config: dict[str, Any]) -> Architecture:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     count = config["num_hidden_layers"]
@@ -34,5 +34,4 @@ def architecture(config: dict[str, Any], tied: bool) -> Architecture:
             ),
         ),
         query_scale=head_dim**-0.5,
-        tied=tied,
     )

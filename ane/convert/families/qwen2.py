@@ -8,6 +8,6 @@ from ane.convert.architecture import Architecture
 from ane.convert.families import llama
 
 
-def architecture(config: dict[str, Any], tied: bool) -> Architecture:
+def architecture(config: dict[str, Any]) -> Architecture:
     # mlx-lm reads no layer_types here (use_sliding_window is off in every released model) and another base.
-    return llama.architecture({"rope_theta": 1000000.0, **config, "head_dim": None, "layer_types": None}, tied)
+    return llama.architecture({"rope_theta": 1000000.0, **config, "head_dim": None, "layer_types": None})

@@ -10,8 +10,8 @@ from ane.convert.families import llama
 from mlxkd.errors import UserError
 
 
-def architecture(config: dict[str, Any], tied: bool) -> Architecture:
-    found = llama.architecture(config, tied)
+def architecture(config: dict[str, Any]) -> Architecture:
+    found = llama.architecture(config)
     interval = config.get("no_rope_layer_interval", 4)
     uses = config.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(len(found.layers))]
     if len(uses) != len(found.layers):
