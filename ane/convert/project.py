@@ -20,10 +20,15 @@ def project(bundle: str | Path, package: int, function: str, out: str | Path) ->
         raise UserError(f"package {package} does not exist; the bundle has {len(packages)}", where=str(bundle))
     if function not in packages[package].functions:
         raise unknown("function", function, packages[package].functions, where=str(bundle))
+    single_function(Path(bundle) / packages[package].file, function, out)
+
+
+def single_function(package: Path, function: str, out: str | Path) -> None:
+    """The same for a package by itself; the function must exist."""
     with quiet_coremltools():
         from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 
         descriptor = MultiFunctionDescriptor()
-        descriptor.add_function(str(Path(bundle) / packages[package].file), function, "main")
+        descriptor.add_function(str(package), function, "main")
         descriptor.default_function_name = "main"
         save_multifunction(descriptor, str(out))

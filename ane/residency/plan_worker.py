@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ane.convert.project import single_function
 from mlxkd.runtime import import_coremltools
 
 
@@ -22,10 +23,7 @@ def main(package: str, function: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         single = Path(folder) / "single.mlpackage"
-        descriptor = ct.utils.MultiFunctionDescriptor()
-        descriptor.add_function(package, function, "main")
-        descriptor.default_function_name = "main"
-        ct.utils.save_multifunction(descriptor, str(single))
+        single_function(Path(package), function, single)
         compiled = ct.utils.compile_model(str(single))
         plan = MLComputePlan.load_from_path(compiled, compute_units=ct.ComputeUnit.CPU_AND_NE)
         block = plan.model_structure.program.functions["main"].block

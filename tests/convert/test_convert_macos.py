@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ane.convert.bundle import read_manifest
 from ane.convert.check import divergence
 from ane.convert.export import export
 from ane.convert.options import Options
-from ane.convert.project import project
+from ane.residency.plan import plan
+from ane.residency.predict import predict
 from ane.runtime import open_session
-from mlxkd.runtime import import_coremltools
 
 pytestmark = pytest.mark.macos
 KL = 1e-2  # float16 throughout on the device, float32 between operations in the reference
@@ -47,7 +46,7 @@ def test_core_ml_agrees_with_the_reference_runtime(
     ours = open_session(tmp_path / "bundle", "mil", batch)
     recorded = [ours.extend(tokens) for tokens in calls]
     started = time.perf_counter()
-    theirs = open_session(tmp_path / "bundle", "coreml", batch, units=units)
+    theirs = open_session(tmp_path / "bundle", "coreml", batch, units=units, root=tmp_path / "compiled")
     worst, same = 0.0, True
     for tokens, expected in zip(calls, recorded, strict=True):
         got = theirs.extend(tokens)
@@ -61,24 +60,16 @@ def test_core_ml_agrees_with_the_reference_runtime(
     assert same or manifest.head == "logits"
 
 
-def test_a_compute_plan_is_made_of_one_function(toy: Any, tmp_path: Path, record_property: Any) -> None:
-    """Records the share of operations that Core ML plans for the Neural Engine; reports, does not judge."""
-    ct = import_coremltools()
-    from coremltools.models.compute_plan import MLComputePlan
-
+def test_core_ml_plans_every_function(toy: Any, tmp_path: Path, record_property: Any) -> None:
+    """Records the share that Core ML plans for the Neural Engine beside the predicted one; reports, does not judge."""
     bundle = tmp_path / "bundle"
-    export(toy("qwen3", hidden_size=64, intermediate_size=128), bundle, Options(context=96, prefill=16))
-    for function in read_manifest(bundle).packages[0].functions:
-        package = tmp_path / f"{function}.mlpackage"
-        project(bundle, 0, function, package)
-        compiled = ct.models.utils.compile_model(str(package))
-        plan = MLComputePlan.load_from_path(str(compiled), compute_units=ct.ComputeUnit.CPU_AND_NE)
-        program = plan.model_structure.program
-        devices = [
-            type(usage.preferred_compute_device).__name__
-            for operation in program.functions["main"].block.operations
-            if (usage := plan.get_compute_device_usage_for_mlprogram_operation(operation)) is not None
-        ]
-        share = sum("Neural" in device for device in devices) / max(len(devices), 1)
-        record_property(f"{function} planned on the Neural Engine", f"{share:.3f} of {len(devices)} operations")
-        assert devices
+    manifest = export(toy("qwen3", hidden_size=64, intermediate_size=128), bundle, Options(context=96, prefill=16))
+    predicted = {found.function: found.share for found in predict(bundle).functions}
+    for function in manifest.packages[0].functions:
+        planned = plan(bundle / manifest.packages[0].file, function)
+        assert planned.missing is None, planned.missing
+        assert planned.ops
+        share = "unknown" if planned.share is None else f"{planned.share:.3f}"
+        record_property(
+            f"{function} on the Neural Engine", f"{share} of the cost planned, {predicted[function]:.3f} predicted"
+        )
