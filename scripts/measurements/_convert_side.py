@@ -19,12 +19,17 @@ def ours(model: Path, out: Path) -> None:
     export(model, out, Options(context=512, prefill=QUERY))
 
 
-def streamed(model: Path, out: Path) -> None:
-    """Our exporter into packages of at most `CHUNK` bytes."""
+def streamed(model: Path, out: Path, weights: str = "keep") -> None:
+    """Our exporter into packages of at most `CHUNK` bytes, the weights kept or quantised."""
     from ane.convert.export import export
     from ane.convert.options import Options
 
-    export(model, out, Options(context=64, prefill=8, chunk_bytes=CHUNK))
+    export(model, out, Options(context=64, prefill=8, chunk_bytes=CHUNK, weights=weights))
+
+
+def int8(model: Path, out: Path) -> None:
+    """`streamed`, quantised on the way."""
+    streamed(model, out, "ane-int8")
 
 
 def torch(model: Path, out: Path) -> None:
@@ -128,7 +133,7 @@ def random_model(out: Path, layers: int, shape: dict[str, int]) -> None:
 
 
 def main() -> None:
-    """usage: _convert_side.py random|deep OUT LAYERS, or ours|streamed|torch|mlx2coreml MODEL OUT"""
+    """usage: _convert_side.py random|deep OUT LAYERS, or ours|streamed|int8|torch|mlx2coreml MODEL OUT"""
     from mlxkd.runtime import peak_process_memory
 
     side, first, second = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -136,7 +141,7 @@ def main() -> None:
     if side in ("random", "deep"):
         random_model(first, int(second), DEEP if side == "deep" else {})
     else:
-        {"ours": ours, "streamed": streamed, "torch": torch, "mlx2coreml": mlx2coreml}[side](first, Path(second))
+        {each.__name__: each for each in (ours, streamed, int8, torch, mlx2coreml)}[side](first, Path(second))
     print(json.dumps({"seconds": time.perf_counter() - started, "bytes": peak_process_memory()}))
 
 

@@ -52,22 +52,25 @@ def ended_in(said: str) -> str:
 
 
 def streaming(scratch: Path, layers: int) -> dict[str, Metric]:
-    """``streaming_over_chunk``, ``streaming_over_weights``: memory that grows with a model, over its weights' bytes."""
-    peaks: dict[int, float] = {}
+    """Memory that grows with a model, over its weights' bytes: ``streaming_over_chunk`` and ``streaming_over_weights``
+    for float weights, ``streaming_int8_over_chunk`` and so on for weights that are quantised on the way."""
     for count in (1, layers):
-        model, out = scratch / f"deep{count}", scratch / f"deep{count}.bundle"
-        run("deep", str(model), str(count))
-        peaks[count] = run("streamed", str(model), str(out))["bytes"]
-    sizes = [package.weight_bytes for package in read_manifest(out).packages]
-    grown, device = peaks[layers] - peaks[1], device_name()
-    note = (
-        f"{layers} layers, {len(sizes)} packages of at most {max(sizes) / 1e6:.1f} MB, {sum(sizes) / 1e6:.0f} MB in all"
-    )
-    return {
-        "streaming_over_chunk": Metric(grown / max(sizes), "ratio", "measured", device, n=1, note=note),
-        "streaming_over_weights": Metric(grown / sum(sizes), "ratio", "measured", device, n=1),
-        "bytes_streamed": Metric(peaks[layers], "bytes", "measured", device, n=1, note="imports included"),
-    }
+        run("deep", str(scratch / f"deep{count}"), str(count))
+    found: dict[str, Metric] = {}
+    for side, key in (("streamed", "streaming"), ("int8", "streaming_int8")):
+        peaks: dict[int, float] = {}
+        for count in (1, layers):
+            out = scratch / f"{side}{count}.bundle"
+            peaks[count] = run(side, str(scratch / f"deep{count}"), str(out))["bytes"]
+        sizes = [package.weight_bytes for package in read_manifest(out).packages]
+        grown, device = peaks[layers] - peaks[1], device_name()
+        packages = f"{len(sizes)} packages of at most {max(sizes) / 1e6:.1f} MB, {sum(sizes) / 1e6:.0f} MB in all"
+        found[f"{key}_over_chunk"] = Metric(
+            grown / max(sizes), "ratio", "measured", device, n=1, note=f"{layers} layers, {packages}"
+        )
+        found[f"{key}_over_weights"] = Metric(grown / sum(sizes), "ratio", "measured", device, n=1)
+        found[f"{key}_bytes"] = Metric(peaks[layers], "bytes", "measured", device, n=1, note="imports included")
+    return found
 
 
 def peer_missing() -> str | None:
