@@ -55,7 +55,11 @@ def chunk_bytes(op: None, scene: Scene) -> str | None:
 
 
 @rule(
-    "R24", "SLOW", "low", "ANEMLL and coreml-llm-cli against CoreML-LLM (they disagree)", "split the head (split_head)"
+    "R24",
+    "SLOW",
+    "low",
+    "ANEMLL and coreml-llm-cli against CoreML-LLM (they disagree)",
+    "split the head: `mlxkd export --head-width 16384`",
 )
 def head_width(op: Op, scene: Scene) -> str | None:
     """A product has more than 16384 outputs on M3 or older."""

@@ -57,7 +57,7 @@ def _blocks_inside(op: Op, name: str, trailing: int) -> int:
     return max((d for axis, d in enumerate(dims) if axis != output), default=1)
 
 
-@rule("R17", "BAD", "high", SOURCES_17, "quantise with a palette or per-channel int8: --grid ane-lut4 or ane-int8")
+@rule("R17", "BAD", "high", SOURCES_17, "use a palette or int8 per channel: `mlxkd quantize --grid ane-lut4`")
 def block_scales(op: Op, scene: Scene) -> str | None:
     """Weights carry several scales along their input axis (MLX's own format)."""
     operand = _weight(op)
@@ -93,7 +93,13 @@ def vector_palette(op: Op, scene: Scene) -> str | None:
     return f"a palette of {entries} entries of {length} values" if large else None
 
 
-@rule("R20", "NOTE", "medium", "ane-guide part 3", "4-bit palettes save bandwidth everywhere: --grid ane-lut4")
+@rule(
+    "R20",
+    "NOTE",
+    "medium",
+    "ane-guide part 3",
+    "4-bit palettes save bandwidth everywhere: `mlxkd quantize --grid ane-lut4`",
+)
 def folded_int8(op: Op, scene: Scene) -> str | None:
     """On the M1, int8 weights are unpacked at load time: smaller on disk, no faster."""
     operand = _weight(op)
