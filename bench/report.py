@@ -57,7 +57,8 @@ def document(
 
 
 def _labels(report: Report) -> list[str]:
-    return [f"{t.name}: {t.details['label']}" for t in report.targets if t.details.get("label")]
+    """What a reader must know of each target: what its figures do not say, and how its rows were chosen."""
+    return [f"{t.name}: {t.details[key]}" for t in report.targets for key in ("label", "rows") if t.details.get(key)]
 
 
 def metric(report: Report, target: str, series: str) -> Metric:
@@ -100,7 +101,8 @@ def _plots(report: Report) -> list[Section]:
     parts = {name: row for name, row in parts.items() if row}
     if parts:
         picture = plots.stacked(parts, unit="ms", title="where the first token's time goes (means)")
-        sections.append(Figure(picture, alt=f"time to first token by phase: {parts}"))
+        means = "; ".join(f"{n} {', '.join(f'{w} {v:.3g} ms' for w, v in row.items())}" for n, row in parts.items())
+        sections.append(Figure(picture, alt=f"time to first token by phase: {means}"))
     return sections
 
 

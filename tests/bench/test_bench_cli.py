@@ -67,7 +67,7 @@ def test_speed_writes_a_valid_report_and_a_page(measured: Path) -> None:
     jsonschema.validate(json.loads(measured.read_text()), json.loads(results.SCHEMA_FILE.read_text()))
     page = measured.with_suffix(".html").read_text()
     assert "not available here: needs macOS and macmon" in page and "time per token" in page
-    assert "No outlier is removed" in page
+    assert "No outlier is removed" in page and "interactive: one request at a time" in page
 
 
 def test_a_missing_target_exits_2_with_a_hint(tmp_path: Path) -> None:
