@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any, Literal, get_args
 
 import mlx.core as mx
@@ -126,7 +125,6 @@ def _absent(_: nn.Module) -> None:
     raise AttributeError("to_quantized")
 
 
-@cache
 def _left_float(kind: type[nn.Module]) -> type[nn.Module]:
     """A class that mlx-lm's GPTQ passes over: not exactly a linear layer, and with nothing to quantise it by."""
     return type(f"Float{kind.__name__}", (kind,), {"to_quantized": property(_absent)})
