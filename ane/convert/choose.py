@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -87,17 +88,21 @@ def _decoded(source: Source, path: str) -> Weight:
 
 
 def _encoded(source: Source, path: str, wanted: Grid, master: Weight, latest: Latest) -> Coded:
-    out = master.shape[0]
-
     def make() -> Codes:
         codes, source.expected_loss[path] = encode(master, wanted)
         return codes
+
+    return Coded(path, master.shape, wanted, held(latest, path, master.shape[0], make))
+
+
+def held(latest: Latest, path: str, out: int, make: Callable[[], Codes]) -> Callable[[Rows | None], Codes]:
+    """Reads codes, or those of some of their ``out`` rows, that are made once and kept until others are asked for."""
 
     def fetch(rows: Rows | None) -> Codes:
         whole = latest.get(path, make)
         return {name: array[slice(*part(array.shape[0], out, rows, path))] for name, array in whole.items()}
 
-    return Coded(path, master.shape, wanted, fetch)
+    return fetch
 
 
 def encode(master: Weight, wanted: Grid) -> tuple[Codes, float]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from toy_models import packed, student
 
 from ane import mil
+from ane.convert import choose
 from ane.convert.bundle import read_manifest
 from ane.convert.check import check, divergence, reference
+from ane.convert.constants import Latest
 from ane.convert.export import export
 from ane.convert.options import Options
 from ane.convert.source import Source
+from ane.convert.weights import Coded, Dense
 from ane.runtime import open_session
 from mlxkd import compat
 from mlxkd.errors import UserError
@@ -95,6 +99,34 @@ def test_asking_quantises_from_the_master_and_says_the_loss(toy: Any, tmp_path: 
     assert manifest.expected_loss[path] == pytest.approx(predicted, rel=0.1)
     assert "quantised on export" in (tmp_path / "bundle" / "README.md").read_text()
     assert close(master, tmp_path / "bundle") < 0.05
+
+
+@pytest.mark.parametrize("name", ["ane-int8", "ane-lut3", "ane-lut4-gc8", "mlx-affine4-g32"])
+def test_codes_made_some_rows_at_a_time_are_those_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "ELEMENTS_AT_ONCE", 5 * 64)
+    w = np.random.default_rng(0).standard_normal((24, 64)).astype(np.float16)
+    dense = Dense("w", (24, 64), lambda rows: mx.array(w[slice(*(rows or (0, 24)))]))
+    codes, error = choose.encode(dense, grid(name))
+    whole = grid(name).encode(mx.array(w), mx.float16)
+    assert codes.keys() == whole.keys() and all(mx.array_equal(codes[key], whole[key]) for key in whole)
+    decoded = np.array(grid(name).decode(whole, mx.float16)).astype(np.float64)
+    exact = w.astype(np.float64)
+    assert error == pytest.approx(np.linalg.norm(decoded - exact) / np.linalg.norm(exact), rel=1e-4)
+    latest = Coded("w", (24, 64), grid(name), choose.held(Latest(), "w", 24, lambda: whole))
+    assert np.array_equal(latest.dense((8, 16)), latest.dense()[8:16])
+
+
+def test_blocks_whose_offset_is_beyond_float16_are_refused() -> None:
+    """One code differs from the others, so that no scale and offset of the same codes comes near."""
+    codes = {
+        "weight": mx.array([[1, 0, 0, 0]] * 2, mx.uint32),
+        "scales": mx.full((2, 1), 1e-6),
+        "biases": mx.ones((2, 1)),
+    }
+    weight = Coded("model.norm", (2, 32), grid("mlx-affine4-g32"), lambda rows: codes)
+    with pytest.raises(UserError, match="2 blocks hold nearly one value each") as caught:
+        weight.constexpr()
+    assert "model.norm" in str(caught.value) and "--weights float" in str(caught.value)
 
 
 def test_coded_weights_can_be_written_as_float(toy: Any, tmp_path: Path) -> None:
