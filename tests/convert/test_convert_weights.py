@@ -150,7 +150,7 @@ def test_the_check_names_the_layer_that_differs(toy: Any, tmp_path: Path) -> Non
     model, config = compat.load_model(right)
     model.model.layers[1].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight * 1.5
     compat.save_model_folder(outcome_folder, model, config, right)
-    export(outcome_folder, tmp_path / "bundle", Options(context=64, prefill=8, chunks=2))
+    export(outcome_folder, tmp_path / "bundle", Options(context=64, prefill=8, chunks=2, batch=(2,)))
     outcome = check(right, tmp_path / "bundle", 12)
     assert not outcome.passed
     assert outcome.layer == 1
