@@ -64,8 +64,8 @@ def faults(report: Report, target: str, *, clean: bool) -> list[str]:
     rounds = [r for r in report.rounds if r.target == target]
     found = []
     if len(rounds) < LEAST_ROUNDS:
-        found.append(f"{len(rounds)} rounds; at least {LEAST_ROUNDS} are needed")
-    troubled = sorted({problem for r in rounds for problem in r.conditions.problems})
+        found.append(f"too few rounds: {len(rounds)}, at least {LEAST_ROUNDS} are needed")
+    troubled = report.problems(target)
     if troubled:
         found.append(f"conditions were not nominal: {', '.join(troubled)}")
     if report.target(target).artefact is None and report.target(target).kind != "endpoint":

@@ -29,6 +29,11 @@ class Advice:
         """How to show it."""
         return "unsure" if self.choice is None else "good"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a stored report keeps of it."""
+        return (f"recommendation: {self.sentence}", *(f"limit: {limit}" for limit in self.limits))
+
 
 def advise(report: Report, agreement: Mapping[str, float]) -> Advice:
     """Advice for a comparison of an MLX target with a bundle.
@@ -67,10 +72,10 @@ def _lost_calls(report: Report) -> str | None:
 
 def _limits(report: Report) -> list[str]:
     rounds = len(report.rounds) // max(len(report.targets), 1)
-    found = [f"{rounds} rounds of {report.workload.name} on {report.hardware.chip} only"]
+    found = [f"{rounds} round{'s' * (rounds != 1)} of {report.workload.name} on {report.hardware.chip} only"]
     if not any(r.samples.get("joules_per_token") for r in report.rounds):
         found.append("no energy: not available here: needs macOS and macmon")
-    problems = sorted({p for r in report.rounds for p in r.conditions.problems})
+    problems = report.problems()
     if problems:
         found.append(f"conditions were not nominal: {', '.join(problems)}")
     return found

@@ -44,7 +44,7 @@ def document(
         from bench.gates import overall
 
         sections.append(Text(f"Gates: {overall(gates)}.", TONES[overall(gates)]))
-    sections += [Text(note, "note") for note in [*_labels(report), *report.notes]]
+    sections += [Text(note, "note") for note in [*_labels(report), *_unsaid(report, advice)]]
     sections += [*_figures(report), *_plots(report)]
     if gates:
         sections += [Heading("Gates"), table(gates)]
@@ -59,6 +59,12 @@ def document(
 def _labels(report: Report) -> list[str]:
     """What a reader must know of each target: what its figures do not say, and how its rows were chosen."""
     return [f"{t.name}: {t.details[key]}" for t in report.targets for key in ("label", "rows") if t.details.get(key)]
+
+
+def _unsaid(report: Report, advice: Advice | None) -> list[str]:
+    """The report's notes but for those that repeat the advice above them."""
+    said = advice.notes if advice else ()
+    return [note for note in report.notes if note not in said]
 
 
 def metric(report: Report, target: str, series: str) -> Metric:
@@ -167,7 +173,7 @@ def _counters(report: Report) -> list[Section]:
 
 
 def _conditions(report: Report) -> list[Section]:
-    problems = sorted({p for r in report.rounds for p in r.conditions.problems})
+    problems = report.problems()
     words = "Conditions were nominal in every round." if not problems else "Not nominal: " + "; ".join(problems) + "."
     return [Heading("Conditions"), Text(words, "plain" if not problems else "unsure"), Text(report.policy)]
 

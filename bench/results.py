@@ -91,6 +91,13 @@ class Report(Strict):
             raise UserError(f"which target? the report has {names}", hint="name one with --target")
         return found[0]
 
+    def problems(self, target: str | None = None) -> list[str]:
+        """What was not nominal in the rounds of a target (or of all), each kind once, with how often it was so."""
+        rounds = [r for r in self.rounds if target in (None, r.target)]
+        kinds = sorted({p.partition(" (")[0] for r in rounds for p in r.conditions.problems})
+        counts = {k: sum(any(p.startswith(k) for p in r.conditions.problems) for r in rounds) for k in kinds}
+        return [f"{kind} (in {count} of {len(rounds)} runs)" for kind, count in counts.items()]
+
     def series(self, target: str, name: str) -> list[list[float]]:
         """Samples of one series by round, in round order; a sample that never happened is infinite."""
         rounds = sorted((r for r in self.rounds if r.target == target), key=lambda r: r.index)

@@ -74,5 +74,5 @@ def compare(mlx: str, bundle: str, count: int, output: Path | None, html_file: P
                "device": report.rounds[0].device} for name, value in found.items()
     }  # fmt: skip
     advice = advise(report, found)
-    report.notes += [f"recommendation: {advice.sentence}", *(f"limit: {limit}" for limit in advice.limits)]
+    report.notes += advice.notes
     finish(report, output, html_file, as_json=as_json, advice=advice)

@@ -99,7 +99,7 @@ def measure(worker: Worker, job: Job, *, load_seconds: float, device: str, backe
         timings, texts = drive.run(engine, cases)
         wall = time.perf_counter() - started
     series = samples(timings)
-    details: dict[str, Any] = {"rows": choice.explanation} if job.batch == "auto" else {}
+    details: dict[str, Any] = {"rows": choice.explanation} if choice.measurements else {}
     joules, reason = meter.joules()
     if joules is None:
         details["energy"] = reason

@@ -7,7 +7,8 @@ import pytest
 from scipy.special import softmax
 
 from bench import agreement, recommend
-from bench.hardware import Hardware
+from bench.hardware import Conditions, Hardware
+from bench.report import document
 from bench.results import Report, Round, Target, Workload
 
 SAME = {"identical_answers": 1.0, "same_preference": 1.0, "kl_mean": 1e-5, "kl_max": 1e-4}
@@ -71,3 +72,17 @@ def test_a_bundle_that_says_something_else_is_not_shipped() -> None:
     lossy.quality = {"mlx": {"call_exact": [1.0] * 10}, "bundle": {"call_exact": [1.0] * 8 + [0.0] * 2}}
     advice = recommend.advise(lossy, SAME)
     assert advice.choice == "mlx" and "the bundle loses 20.0 points of exact calls" in advice.reasons
+
+
+def test_what_was_not_nominal_is_said_once_with_how_often() -> None:
+    """Loads differ from round to round; a stored advice is not repeated below the one that is shown."""
+    found = report({"tpot_ms": 3.0})
+    for number in (0, 3):
+        load = Conditions(problems=[f"the machine is busy (load {number + 1}.2 per core)"])
+        found.rounds[number] = found.rounds[number].model_copy(update={"conditions": load})
+    assert found.problems() == ["the machine is busy (in 2 of 16 runs)"]
+    assert found.problems("mlx") == ["the machine is busy (in 1 of 8 runs)"]
+    advice = recommend.advise(found, SAME)
+    found.notes += advice.notes
+    shown, stored = document(found, advice=advice).markdown(), document(found).markdown()
+    assert shown.count(advice.sentence) == stored.count(advice.sentence) == 1
