@@ -116,10 +116,11 @@ class Suites:
         """Answer some cases under a bar; what it took stands on stderr even where there is no terminal."""
         given = {"max_tokens": self.max_tokens, "rows": self.rows, "grammar": self.grammars} | given
         started = time.perf_counter()
-        with Progress(console=self.console, transient=True) as progress:
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(name, total=len(cases))
             found = answer(self.model, self.tokenizer, cases, on_answer=lambda: progress.advance(task), **given)
-        self.console.print(f"{name}: {len(cases)} answers in {time.perf_counter() - started:.1f} s", highlight=False)
+        many = f"{len(cases)} answer{'s' * (len(cases) != 1)}"
+        self.console.print(f"{name}: {many} in {time.perf_counter() - started:.1f} s", highlight=False)
         return found
 
 
