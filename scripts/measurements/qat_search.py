@@ -24,6 +24,7 @@ SEARCH = (
     FOUR,
     replace(FOUR, rate=3e-4),
     replace(FOUR, method="dwq"),
+    replace(FOUR, method="dwq", rate=3e-3),
     SHORT,
     replace(SHORT, hidden=1.0),
     replace(SHORT, hidden=5.0),
