@@ -15,10 +15,9 @@ from mlxkd import compat
 from mlxkd.cli import main
 from mlxkd.errors import UserError
 from mlxkd.recipe import load_recipe
-from mlxkd.training import run
-from mlxkd.training.callbacks import read_metrics
+from mlxkd.training.callbacks import Values, read_metrics
+from mlxkd.training.loop import Trainer
 from mlxkd.training.setup import prepare
-from mlxkd.training.terms import terms_of
 
 KEYS = "[self_attn.q_proj, mlp.down_proj]"
 PLAIN = {"hidden": "null", "evaluation__tool_calls": "0", "quantisation__stability": "null"}
@@ -69,21 +68,24 @@ def test_the_packed_student_is_the_merged_weight_rounded_once(dora: str, toy_tea
     assert min(losses[-2:]) < losses[0]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(toy_teacher: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(toy_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, whose random state is part of the checkpoint; stopped inside the quantised phase."""
     arguments = _arguments(toy_teacher, student__lora="{rank: 2, dropout: 0.2, dora: true}")
     whole = _train(tmp_path / "a", arguments)
-    recipe = load_recipe("demo", (*[a for a in arguments[2:] if a != "--set"], f"teacher.model={toy_teacher}"))
-    setup = prepare(recipe)
-    stopped = run.make_trainer(setup, setup.student, "student", terms_of(recipe.loss), tmp_path / "b" / "demo")
-    for step in range(6):
-        stopped.update(step)
-        if step == 3:
-            stopped._validate(step + 1)
-    stopped.save("last")
+    update = Trainer.update
+
+    def until_six(trainer: Trainer, step: int) -> Values:
+        if step == 6:
+            raise KeyboardInterrupt
+        return update(trainer, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", until_six)
+        stopped = CliRunner().invoke(main, ["train", "--out", str(tmp_path / "b"), *arguments])
+    assert stopped.exit_code != 0 and "--resume" in stopped.output
     resumed = _train(tmp_path / "b", [*arguments, "--resume"])
     one, two = ([v["loss"] for v in read_metrics(f / "metrics.jsonl") if "loss" in v] for f in (whole, resumed))
-    assert two == one[6:]
+    assert len(one) == 8 and two == one
     first, second = (mx.load(str(f / "student" / "model.safetensors")) for f in (whole, resumed))
     assert all(np.array_equal(np.array(first[key]), np.array(second[key])) for key in first)
 
