@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Overrides of the demo recipe that make a whole run last seconds.
 QUICK = {
+    "loss": "[{name: forward_kl, weight: 1.0}, {name: cross_entropy, weight: 0.5}]",
     "data.demo": "{train: 40, valid: 8}",
     "data.shapes": "[[4, 128], [4, 336]]",
     "student.layers": "[0, 2]",
