@@ -118,14 +118,12 @@ class RowCache:
         return {name: mx.contiguous(array[row : row + 1, :, :length]) for name, array in named}
 
     def write_row(self, row: int, arrays: dict[str, mx.array]) -> None:
-        """Replace one row by what ``read_row`` returned; the arrays are shared, never changed."""
+        """Replace one row by what ``read_row`` returned; the arrays themselves never change."""
         for name in ("keys", "values") if arrays else ():
             part = _nested(arrays, name)
             setattr(self, name, _each(lambda new, old: self._placed(new, old, row), part, getattr(self, name)))
 
     def _placed(self, new: mx.array, buffer: mx.array | None, row: int) -> mx.array:
-        if self.rows == 1:
-            return new[...]  # a new array object over the same memory
         buffer = self._with_room(buffer, new, new.shape[2] + 1)
         buffer[row : row + 1, :, : new.shape[2]] = new
         return buffer

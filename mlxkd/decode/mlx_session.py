@@ -121,7 +121,7 @@ class MlxSession:
         return Snapshot(int(self._lengths[row]), arrays, axes, self.layout)
 
     def restore(self, row: int, snapshot: Snapshot) -> None:
-        """See ``Session.restore``; the snapshot's arrays are shared until the row grows."""
+        """See ``Session.restore``; the snapshot's arrays are copied into the row by the next forward."""
         check_restore(snapshot, self.layout, self.max_context)
         lane, inner = (0, row) if self.can_rewind else (row, 0)
         if not self.can_rewind:

@@ -59,16 +59,18 @@ def measure(quick: bool) -> dict[str, Metric]:
     held.wait()
     first_token(warm, [*prefix, 5])
     times: dict[str, list[float]] = {"hit": [], "suffix": [], "cold": []}
-    for round_number in range(12 if quick else 60):
+    for round_number in range(12 if quick else 63):
         prompt = [*prefix, *rng.integers(3, 512, SUFFIX).tolist()]
-        found = {
-            "hit": first_token(warm, prompt),
-            "suffix": suffix_alone(held, prompt),
-            "cold": first_token(cold, prompt),
-        }
-        if round_number >= 2:
-            for name, value in found.items():
-                times[name].append(value)
+        sides = [
+            ("hit", lambda p=prompt: first_token(warm, p)),
+            ("suffix", lambda p=prompt: suffix_alone(held, p)),
+            ("cold", lambda p=prompt: first_token(cold, p)),
+        ]
+        turn = round_number % len(sides)  # each side follows each other one equally often: what ran before costs
+        for name, side in sides[turn:] + sides[:turn]:
+            seconds = side()
+            if round_number >= len(sides):
+                times[name].append(seconds)
     device, middle = device_name(), {name: float(np.median(values)) for name, values in times.items()}
     n, note = len(times["hit"]), f"{PREFIX} tokens cached, {SUFFIX} new"
     ratio, saving = middle["hit"] / middle["suffix"], middle["cold"] - middle["hit"]
