@@ -87,7 +87,7 @@ def bless(report: Report, reason: str, *, folder: str | Path = FOLDER, target: s
     if not reason.strip():
         found.insert(0, "no reason given")
     if found:
-        raise UserError(f"not blessed: {'; '.join(found)}", hint="mend these and measure again; --reason says why")
+        raise UserError(f"not blessed: {'; '.join(found)}", hint="mend these and measure again")
     who = identity(report, chosen)
     place = Path(folder) / content_hash(who)
     number = 1 + max((int(p.name.split("-")[0]) for p in place.glob("[0-9]*.json")), default=0)

@@ -61,7 +61,9 @@ def run_job(job: Job, *, seconds: float = 3600.0) -> Outcome:
         raise UserError(f"a round took longer than {seconds:.0f} s", where=job.location) from error
     said = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode:
-        fault = "\n".join(said[-2:]) if done.returncode == 2 else (said or ["no message"])[-1]
+        if done.returncode == 2:  # a fault for people, which has a hint of its own
+            raise UserError("the round failed: " + "\n".join(said[-2:]), where=job.location)
+        fault = (said or ["no message"])[-1]
         raise UserError(f"the round failed: {fault}", where=job.location, hint="`mlxkd doctor` checks this machine")
     try:
         return Outcome.model_validate_json(done.stdout.strip().splitlines()[-1])

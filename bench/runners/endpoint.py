@@ -129,7 +129,9 @@ class Endpoint:
                 return str(json.load(response)["data"][0]["id"])
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 raise UserError(
-                    "no model list at this endpoint", where=self.base, hint="name the model with --model"
+                    "no model list at this endpoint",
+                    where=self.base,
+                    hint="name the model with --model (mlx_lm.server knows its own as default_model)",
                 ) from error
 
     def ask(self, case: Case, load: Load) -> Reply:

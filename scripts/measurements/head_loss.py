@@ -2,8 +2,8 @@
 
 Peers: the naive form (full logits of both models, automatic differentiation) and the same with mlx-lm's
 ``kl_div_loss`` (fused on Metal only). Random weights: vocabulary 131,072, 4,096 tokens, student width 64, teacher
-width 96, fp32; ``--quick`` takes 512 tokens. Values and gradients are compared first. The peers hold eight to ten arrays of
-tokens x vocabulary: where that does not fit into free memory their figures are missing, not guessed.
+width 96, fp32; ``--quick`` takes 512 tokens. Values and gradients are compared first. The peers hold eight to ten
+arrays of tokens x vocabulary: where that does not fit into free memory their figures are missing, not guessed.
 """
 
 from __future__ import annotations
