@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 Arguments = dict[str, Any]
+Writer = Callable[[str, Arguments, random.Random], str]
 STRINGS = ("Oslo", "São", "a b", "", "<b>", "x\ny", '"q"', "null", "3", "a&b", "}", "]", "'", "\\", "true")
 
 
@@ -52,6 +53,27 @@ def raw(item: Any, rng: random.Random) -> str:
     return item if isinstance(item, str) else spaced(item, rng)
 
 
+def python_or_json(item: Any, rng: random.Random) -> str:
+    """A Python literal or JSON."""
+    return repr(item) if rng.random() < 0.5 else spaced(item, rng)
+
+
+def _pythonic(name: str, given: Arguments, rng: random.Random) -> str:
+    equals, comma = rng.choice(["=", " = "]), rng.choice([", ", ",", ",\n  "])
+    written = comma.join(f"{key}{equals}{python_or_json(item, rng)}" for key, item in given.items())
+    return f"<|tool_call_start|>[{name}({written})]<|tool_call_end|>"
+
+
+def _tagged(head: str, tail: str, text: Callable[[str, Any, random.Random], str]) -> Writer:
+    """Arguments one after the other between a head that names the tool and a tail."""
+
+    def write(name: str, given: Arguments, rng: random.Random) -> str:
+        head_of = head.replace("NAME", name).replace("INDEX", str(rng.randint(1, 9)))
+        return head_of + "".join(text(key, item, rng) for key, item in given.items()) + tail
+
+    return write
+
+
 def _json_tools(name: str, given: Arguments, rng: random.Random) -> str:
     call = [("name", name), ("arguments", given)]
     rng.shuffle(call)
@@ -82,64 +104,60 @@ def _kind(item: Any) -> str:
     return next((name for kind, name in names if isinstance(item, kind)), "object")
 
 
-def _each(given: Arguments, text: Callable[[str, Any], str], between: str = "") -> str:
-    return between.join(text(key, item) for key, item in given.items())
+def _longcat(name: str, given: Arguments, rng: random.Random) -> str:
+    if not given:
+        return f'<longcat_tool_call>{{"name": "{name}", "arguments": {{}}}}</longcat_tool_call>'
+    return _longcat_given(name, given, rng)
 
 
-WRITERS: dict[str, Callable[[str, Arguments, random.Random], str]] = {
+def _kimi_k2(name: str, given: Arguments, rng: random.Random) -> str:
+    call = f"<|tool_call_begin|>functions.{name}:{rng.randint(0, 12)}<|tool_call_argument_begin|>{spaced(given, rng)}"
+    return f"<|tool_calls_section_begin|>{call}<|tool_call_end|><|tool_calls_section_end|>"
+
+
+_longcat_given = _tagged(
+    "<longcat_tool_call>NAME\n",
+    "</longcat_tool_call>",
+    lambda k, v, r: f"<longcat_arg_key>{k}</longcat_arg_key>\n<longcat_arg_value>{raw(v, r)}</longcat_arg_value>\n",
+)
+_glm = _tagged(
+    "<tool_call>NAME",
+    "</tool_call>",
+    lambda k, v, r: f"<arg_key>{k}</arg_key><arg_value>{raw(v, r)}</arg_value>",
+)
+WRITERS: dict[str, Writer] = {
     "json_tools": _json_tools,
     "mistral": lambda n, g, r: f"[TOOL_CALLS]{n}[ARGS]{spaced(g, r)}",
-    "kimi_k2": lambda n, g, r: (
-        f"<|tool_calls_section_begin|><|tool_call_begin|>functions.{n}:{r.randint(0, 12)}<|tool_call_argument_begin|>"
-        f"{spaced(g, r)}<|tool_call_end|><|tool_calls_section_end|>"
+    "kimi_k2": _kimi_k2,
+    "pythonic": _pythonic,
+    "glm47": _glm,
+    "laguna": _glm,
+    "longcat": _longcat,
+    "qwen3_coder": _tagged(
+        "<tool_call>\n<function=NAME>\n",
+        "</function>\n</tool_call>",
+        lambda k, v, r: f"<parameter={k}>\n{raw(v, r)}\n</parameter>\n",
     ),
-    "pythonic": lambda n, g, r: (
-        f"<|tool_call_start|>[{n}({_each(g, lambda k, v: f'{k}={spaced(v, r)}', ', ')})]<|tool_call_end|>"
+    "minicpm5": _tagged(
+        '<function name="NAME">',
+        "</function>",
+        lambda k, v, r: f'<param name="{k}">{_cdata(v, r)}</param>',
     ),
-    "qwen3_coder": lambda n, g, r: (
-        f"<tool_call>\n<function={n}>\n"
-        + _each(g, lambda k, v: f"<parameter={k}>\n{raw(v, r)}\n</parameter>\n")
-        + "</function>\n</tool_call>"
+    "minimax_m2": _tagged(
+        '<minimax:tool_call>\n<invoke name="NAME">\n',
+        "</invoke>\n</minimax:tool_call>",
+        lambda k, v, r: f'<parameter name="{k}">{raw(v, r)}</parameter>\n',
     ),
-    "glm47": lambda n, g, r: (
-        f"<tool_call>{n}"
-        + _each(g, lambda k, v: f"<arg_key>{k}</arg_key><arg_value>{raw(v, r)}</arg_value>")
-        + "</tool_call>"
+    "muse_spark": _tagged(
+        '<atem:function_calls>\n<atem:invoke name="NAME">\n',
+        "</atem:invoke>\n</atem:function_calls>",
+        lambda k, v, r: f'<atem:parameter name="{k}">{_muse(v, r)}</atem:parameter>\n',
     ),
-    "longcat": lambda n, g, r: (
-        f"<longcat_tool_call>{n}\n"
-        + _each(
-            g,
-            lambda k, v: (
-                f"<longcat_arg_key>{k}</longcat_arg_key>\n<longcat_arg_value>{raw(v, r)}</longcat_arg_value>\n"
-            ),
-        )
-        + "</longcat_tool_call>"
-        if g
-        else f'<longcat_tool_call>{{"name": "{n}", "arguments": {{}}}}</longcat_tool_call>'
-    ),
-    "minicpm5": lambda n, g, r: (
-        f'<function name="{n}">' + _each(g, lambda k, v: f'<param name="{k}">{_cdata(v, r)}</param>') + "</function>"
-    ),
-    "minimax_m2": lambda n, g, r: (
-        f'<minimax:tool_call>\n<invoke name="{n}">\n'
-        + _each(g, lambda k, v: f'<parameter name="{k}">{raw(v, r)}</parameter>\n')
-        + "</invoke>\n</minimax:tool_call>"
-    ),
-    "muse_spark": lambda n, g, r: (
-        f'<atem:function_calls>\n<atem:invoke name="{n}">\n'
-        + _each(g, lambda k, v: f'<atem:parameter name="{k}">{_muse(v, r)}</atem:parameter>\n')
-        + "</atem:invoke>\n</atem:function_calls>"
-    ),
-    "kimi_k3": lambda n, g, r: (
-        f'<|open|>tools<|sep|><|open|>call tool="{n}" index="{r.randint(1, 9)}"<|sep|>'
-        + _each(
-            g,
-            lambda k, v: f'<|open|>argument key="{k}" type="{_kind(v)}"<|sep|>{raw(v, r)}<|close|>argument<|sep|>',
-        )
-        + "<|close|>call<|sep|><|close|>tools<|sep|>"
+    "kimi_k3": _tagged(
+        '<|open|>tools<|sep|><|open|>call tool="NAME" index="INDEX"<|sep|>',
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+        lambda k, v, r: f'<|open|>argument key="{k}" type="{_kind(v)}"<|sep|>{raw(v, r)}<|close|>argument<|sep|>',
     ),
     "gemma4": lambda n, g, r: f"<|tool_call>call:{n}{_gemma(g, chr(60) + '|' + chr(34) + '|>')}<tool_call|>",
     "function_gemma": lambda n, g, r: f"<start_function_call>call:{n}{_gemma(g, '<escape>')}<end_function_call>",
 }
-WRITERS["laguna"] = WRITERS["glm47"]

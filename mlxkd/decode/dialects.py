@@ -48,14 +48,18 @@ def kimi_k2(w: Writer) -> str:
 
 
 def pythonic(w: Writer) -> str:
-    """[NAME(KEY=VALUE, ...), ...], values as JSON, which the parsers of this form read (LFM2, Llama 4)."""
+    """[NAME(KEY=VALUE, ...), ...], values as JSON or as Python literals (LFM2, Llama 4)."""
+    comma = '", "' if w.usual else 'WHITE? "," WHITE?'
+
+    def pair(key: str, value: Schema) -> str:
+        return f"{json.dumps(key)} {w.space('')} {json.dumps('=')} {w.space('')} {w.python(value)}"
 
     def call(tool: Tool) -> str:
-        given = w.present(tool, lambda key, value: f"{json.dumps(key + '=')} {w.json(value)}", ", ", '""')
-        return f"{json.dumps(tool['name'] + '(')} {given} {json.dumps(')')}"
+        given = w.present(tool, pair, comma, '""')
+        return f"{json.dumps(tool['name'] + '(')} {w.space('')} {given} {w.space('')} {json.dumps(')')}"
 
     one = w.any_tool(call)
-    return w.rule(f'"[" {one} (", " {one})* "]"')
+    return w.rule(f'"[" {w.space("")} {one} ({comma} {one})* {w.space("")} "]"')
 
 
 KINDS = ("number", "integer", "boolean", "array", "object", "null")
@@ -146,7 +150,8 @@ class Gemma:
     def _object(self, w: Writer, schema: Schema, where: str) -> str:
         tool = {"parameters": schema}
         pair = lambda key, value: f"{json.dumps(key + ':')} {self._value(w, value, f'{where}.{key}')}"  # noqa: E731
-        return f'"{{" {w.present(tool, pair, ",", chr(34) * 2)} "}}"'
+        given = w.present(tool, pair, '","', '""')
+        return f'"{{" {given} "}}"'
 
     def _value(self, w: Writer, schema: Schema, where: str) -> str:
         if is_string(schema):

@@ -25,6 +25,7 @@ WHITE = r"[ \n\r\t]{1,16}"
 PAIR = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 SINGLE = r"\\u([0-9abcefABCEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})"
 CHAR = rf'([^"\\\x00-\x1f]|\\["\\\/bfnrt]|{SINGLE}|{PAIR})'
+PYTHON_CHAR = rf"([^'\\\x00-\x1f]|\\['\"\\abfnrtv]|\\x[0-9a-fA-F]{{2}}|{SINGLE})"  # between single quotes
 # What restricts a value in JSON Schema. Of these, any that is not handled is refused; other keys are notes.
 KEYWORDS = frozenset((
     "type", "enum", "const", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref", "$dynamicRef", "pattern",
@@ -37,6 +38,8 @@ KEYWORDS = frozenset((
 STRING_KEYS = frozenset(("type", "enum", "const", "minLength", "maxLength"))
 OBJECT_KEYS = frozenset(("type", "properties", "required", "additionalProperties"))
 ARRAY_KEYS = frozenset(("type", "items", "minItems", "maxItems"))
+CHOICE_KEYS = frozenset(("type", "enum", "const"))
+PYTHON_WORDS = {"boolean": '"True" | "False"', "null": '"None"'}
 BITS = 64  # of llguidance's rule parameters: which arguments have been written
 
 
@@ -109,6 +112,30 @@ class Writer:
         spacing = {"item_separator": self.layout.item, "key_separator": self.layout.key, "whitespace_flexible": False}
         return self.rule(_guided(schema, spacing))
 
+    def python(self, schema: Schema) -> str:
+        """A rule for a JSON value, or for any spelling of it as JSON or as a Python literal."""
+        literal = "" if self.usual else self._literal(schema)
+        return self.rule(f"{self.json(schema)} | {literal}") if literal else self.json(schema)
+
+    def _literal(self, schema: Schema) -> str:
+        """The Python literals of a schema, those that are JSON too perhaps left out; "" where it has no others."""
+        kind = schema.get("type")
+        if choices := _choices(schema):
+            return " | ".join(json.dumps(repr(choice)) for choice in choices) if _only(schema, CHOICE_KEYS) else ""
+        if isinstance(kind, list):
+            return " | ".join(filter(None, (self._literal({**schema, "type": one}) for one in kind)))
+        if kind == "string":
+            return f"/'{PYTHON_CHAR}{_length(schema)}'/" if _only(schema, STRING_KEYS) else ""
+        if kind in PYTHON_WORDS:
+            return PYTHON_WORDS[kind]
+        if kind == "array" and "items" in schema and _only(schema, ARRAY_KEYS):
+            return self.array(schema, self.python(schema["items"]), "WHITE?", 'WHITE? "," WHITE?')
+        if not _has_order(schema):
+            return ""
+        if "anyOf" in schema:
+            return " | ".join(map(self.python, schema["anyOf"]))
+        return f'"{{" WHITE? {self._members(schema, self.python, python=True)} WHITE? "}}"'
+
     def _free(self, schema: Schema) -> str:
         guided = _guided(schema, {"whitespace_pattern": WHITE})
         if is_string(schema) and _only(schema, STRING_KEYS):
@@ -120,12 +147,13 @@ class Writer:
             return " | ".join(map(self.json, schema["anyOf"]))
         if schema["type"] == "array":
             return self.array(schema, self.json(schema["items"]), "WHITE?", 'WHITE? "," WHITE?')
-        members = f'"{{" WHITE? {self._members(schema)} WHITE? "}}"'
+        members = f'"{{" WHITE? {self._members(schema, self.json)} WHITE? "}}"'
         return members if schema.get("additionalProperties") is False else f"{members} | {guided}"
 
-    def _members(self, schema: Schema) -> str:
+    def _members(self, schema: Schema, one: Callable[[Schema], str], *, python: bool = False) -> str:
         def pair(key: str, value: Schema) -> str:
-            return f'({_either([key])}) WHITE? ":" WHITE? {self.json(value)}'
+            name = _either([key]) + (f" | {json.dumps(repr(key))}" if python else "")
+            return f'({name}) WHITE? ":" WHITE? {one(value)}'
 
         return self._any_order(schema, pair, 'WHITE? "," WHITE?', '""')
 
@@ -185,7 +213,7 @@ class Writer:
         Args:
             tool: whose arguments.
             pair: Lark of one argument, from its name and schema.
-            between: literal separator, "" for none.
+            between: Lark of the separator, "" for none.
             nothing: Lark of a call without arguments; None where it takes some other form.
 
         Raises:
@@ -195,9 +223,8 @@ class Writer:
         _refuse_others(schema, OBJECT_KEYS, "of arguments cannot be enforced in this dialect", str(tool.get("name")))
         if not schema["properties"]:
             return nothing or ""
-        separator = json.dumps(between) if between else ""
         order = self._any_order if not self.usual and len(schema["properties"]) <= BITS else self._schema_order
-        return order(schema, pair, separator, nothing)
+        return order(schema, pair, between, nothing)
 
     def _schema_order(
         self, schema: Schema, pair: Callable[[str, Schema], str], between: str, nothing: str | None
