@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def gap_closed(result: RunResult) -> Metric:
     )
 
 
+def lead(result: RunResult) -> Metric:
+    """Points of exact answers of the student over its twin; the note has the standard error of paired differences."""
+    ours, twin = (result.contenders.get(key) for key in ("student", "baseline"))
+    if not ours or not twin or not ours.answers or not twin.answers:
+        return Metric(None, "points", "measured", device_name(), note="needs tool calls and a baseline")
+    right = [[a.score.exact for part in c.answers.values() for a in part] for c in (ours, twin)]
+    differences = [100.0 * (mine - theirs) for mine, theirs in zip(*right, strict=True)]
+    n = len(differences)
+    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    note = f"standard error {error:.1f}, both answered the same requests"
+    return Metric(statistics.fmean(differences), "points", "measured", device_name(), n, note=note)
+
+
 def to_json(result: RunResult) -> dict[str, Any]:
     """The content of report.json."""
     contenders = {
@@ -75,6 +89,7 @@ def to_json(result: RunResult) -> dict[str, Any]:
         "recipe": result.recipe.model_dump(mode="json"),
         "made_by": artefact_metadata(),
         "contenders": contenders,
+        "lead": lead(result).to_json(),
         "gap_closed": gap_closed(result).to_json(),
         "minutes": Metric(result.seconds / 60, "minutes", "measured", device_name()).to_json(),
         "peak_gb": Metric(result.peak_bytes / 1e9, "GB", "measured", device_name()).to_json(),

@@ -14,7 +14,7 @@ from mlxkd.quant.stability import Stability
 from mlxkd.report import Conversation, Document, Figure, Heading, Section, Table, Text, Tiles, plots
 from mlxkd.runtime import artefact_metadata, device_name
 from mlxkd.training.callbacks import Values, read_metrics
-from mlxkd.training.result import Contender, RunResult, gap_closed, to_json
+from mlxkd.training.result import Contender, RunResult, gap_closed, lead, to_json
 
 ROWS = {
     "all/exact": "exactly right answers",
@@ -71,8 +71,11 @@ def closing_lines(result: RunResult) -> list[str]:
     """What a person reads below the table."""
     gap = gap_closed(result)
     share = f"{gap.value:.0%}" if gap.value is not None else f"not known: {gap.note}"
+    ahead = lead(result)
+    points = f"{ahead.value:+.1f} points ({ahead.note})" if ahead.value is not None else f"not known: {ahead.note}"
     student = result.folder / "student"
     return [
+        f"exact answers of the student over those of the twin: {points}",
         f"share of the gap between the twin without a teacher and the teacher that the student closes: {share}",
         f"{result.seconds / 60:.1f} minutes, peak memory {result.peak_bytes / 1e9:.2f} GB",
         f"report: {result.folder / 'report.html'}",

@@ -15,7 +15,7 @@ from rich.console import Console
 from mlxkd.metric import Metric
 from mlxkd.recipe import load_recipe
 from mlxkd.runtime import device_name
-from mlxkd.training.result import gap_closed
+from mlxkd.training.result import gap_closed, lead
 from mlxkd.training.run import train
 
 QUICK = ("training.steps=40", "evaluation.tool_calls=20", "training.evaluate_every=40")
@@ -37,6 +37,7 @@ def measure(quick: bool) -> dict[str, Metric]:
         "exact_teacher": exact("teacher", "embedded teacher, fp32 here"),
         "exact_sft": exact("baseline", "same start, batches and grid, cross-entropy alone"),
         "exact_student": exact("student", f"packed on {recipe.quantisation.grid}"),
+        "lead": lead(result),
         "gap_closed": gap_closed(result),
         "minutes": Metric(result.seconds / 60, "minutes", "measured", device),
         "peak_gb": Metric(result.peak_bytes / 1e9, "GB", "measured", device),
