@@ -1,7 +1,8 @@
 """Training runs of the distillation measurements, judged, and kept once finished.
 
 Teacher: stories260K. Text: TinyStories in windows of 128 tokens, the last fifth for validation. Every run is an
-ordinary recipe. Free-running text: the student continues the first 16 tokens of 64 validation windows by 112 at
+ordinary recipe. Of the validation batches every other one chooses (settings, and the weights of a run), the rest are
+reported. Free-running text: the student continues the first 16 tokens of 64 validation windows by 112 at
 temperature 1, judged by KL(student || teacher) per token. Finished runs are kept in the user's cache
 (``mlxkd/kd-quality``), so that an interrupted measurement goes on.
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ from mlxkd.runtime import device_name
 from mlxkd.students.split import Split
 from mlxkd.teachers.onpolicy import Rollouts, complete
 from mlxkd.training.callbacks import Values
+from mlxkd.training.judging import validate
 from mlxkd.training.run import STUDENT, make_trainer
 from mlxkd.training.setup import Setup, prepare
 from mlxkd.training.terms import terms_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-REVISION = 1  # to be raised when a change of the training code makes kept runs worthless
+REVISION = 2  # to be raised when a change of the training code makes kept runs worthless
 SHAPE = (8, 128)
 PROMPT = 16
 ROWS = 64  # texts that a student writes to be judged
@@ -99,7 +101,7 @@ class Run:
 
 
 class Curve:
-    """Validation loss over trained tokens."""
+    """Reported loss over trained tokens."""
 
     def __init__(self) -> None:
         self.tokens = 0.0
@@ -109,7 +111,7 @@ class Curve:
         self.tokens = values["tokens"]
 
     def on_validation(self, step: int, values: Values) -> None:
-        self.points.append((self.tokens, float(values["loss"])))
+        self.points.append((self.tokens, float(values["reported"])))
 
 
 def over_seeds(values: Sequence[float], unit: str) -> Metric:
@@ -146,14 +148,21 @@ def finish(name: str, run: Run, seed: int) -> dict[str, Any]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     setup = prepare(parse_recipe(run.recipe(seed), "kd-quality"))
+    select, report = (replace(setup, valid=setup.valid[i::2]) for i in range(2))
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(setup, setup.student, STUDENT, terms_of(setup.recipe.loss), Path(folder))
         trainer.callbacks = (curve,)
+        trainer.validate = lambda model: validate(select, model) | {"reported": validate(report, model)["loss"]}
         trainer.run()
         if run.after is None:
             trainer.restore_best()
-    found = judge(setup.student, setup) | {"curve": curve.points, "said": asdict(run) | {"seed": seed}}
+    chooses = agreement(setup.student, setup.teacher, select.valid, device_name())["nll"].value
+    found = judge(setup.student, report) | {
+        "select": chooses,
+        "curve": curve.points,
+        "said": asdict(run) | {"seed": seed},
+    }
     save_model_folder(model_folder(run, seed), setup.student, setup.config, setup.tokenizer_folder)
     write_json(kept, found)
     print(f"{name}, seed {seed}: nll {found['nll']:.3f}, {time.process_time() - started:.0f} CPU s", file=sys.stderr)
@@ -161,7 +170,7 @@ def finish(name: str, run: Run, seed: int) -> dict[str, Any]:
 
 
 def judge(model: nn.Module, setup: Setup) -> dict[str, float]:
-    """Validation NLL of both, KL(teacher || model), and on the model's own text KL(model || teacher)."""
+    """On the setup's validation text NLL of both and KL(teacher || model); on the model's own KL(model || teacher)."""
     model.eval()
     ours, theirs = (agreement(m, setup.teacher, setup.valid, device_name()) for m in (model, setup.teacher))
     held = {"nll": ours["nll"].value, "kl": ours["kl"].value, "teacher_nll": theirs["nll"].value}
