@@ -48,7 +48,7 @@ from mlxkd.students.split import Split
 from mlxkd.training.feed import StudentText, on_student
 from mlxkd.training.state import data_hash
 
-METHOD = 2  # to be raised when a change of this file or of a loss changes what a cell would say
+METHOD = 3  # to be raised when a change of this file or of a loss changes what a cell would say
 ALOUD = (
     "let me think about that.",
     "I look at the tools that I have.",
@@ -57,6 +57,7 @@ ALOUD = (
     "now I know what to do.",
     "first I read it again.",
 )
+SENTENCES = (3, 6)  # of thinking before each call, fewest and most; the call alone takes 23 tokens at the median
 SHAPE = (8, 320)
 STEPS = 120
 HELD = 120  # requests, half of them of composed tools
@@ -256,12 +257,12 @@ def _train(model: nn.Module, tokenizer: Any, examples: list[Example], variant: V
 
 
 def _aloud(seed: int, count: int) -> list[Record]:
-    """Demo conversations whose calls come after one to four sentences of thinking aloud."""
+    """Demo conversations whose calls come after some sentences of thinking aloud."""
     rng = random.Random(f"aloud:{seed}")
     records = []
     for i, item in enumerate(world.conversations("train", 50_000 + seed, count)):
         messages = [
-            {**m, "content": " ".join(rng.sample(ALOUD, rng.randint(1, 4))) + " "} if m.get("tool_calls") else m
+            {**m, "content": " ".join(rng.sample(ALOUD, rng.randint(*SENTENCES))) + " "} if m.get("tool_calls") else m
             for m in item["messages"]
         ]
         records.append(Record("messages", messages=tuple(messages), tools=tuple(item["tools"]), source=f"aloud:{i}"))
