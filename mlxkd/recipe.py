@@ -66,6 +66,8 @@ class Recipe(Section):
         if len(set(names)) != len(names):
             raise ValueError("loss: a term stands twice")
         self._check_teachers()
+        if self.student.frozen and self.quantisation.ranges_first:
+            raise ValueError("quantisation.ranges_first: afterwards every weight would train, student.frozen included")
         if self.student.lora and self.student.lora.dropout and self.training.checkpoint_layers:
             raise ValueError(
                 "student.lora.dropout: checkpoint_layers computes each layer twice, and the two would drop other "

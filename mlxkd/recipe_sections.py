@@ -53,6 +53,7 @@ class Student(Section):
         description='which ones: those that matter most on the data, or "leading": the first, for nested teachers',
     )
     kv_heads: int | None = Field(None, description="KV heads to keep with their query heads, the most active ones")
+    frozen: tuple[str, ...] = Field((), description='weights that do not train, as patterns: "*embed_tokens*"')
     lora: Adapters | None = Field(None, description="train adapters alone, on frozen weights; None trains everything")
 
     @model_validator(mode="after")
@@ -63,6 +64,8 @@ class Student(Section):
             raise ValueError(f"start: {self.start} needs model")
         if self.start != "prune" and (self.layers or self.depth or self.mlp_width or self.kv_heads):
             raise ValueError("layers, depth, mlp_width and kv_heads belong to start: prune")
+        if self.frozen and self.lora:
+            raise ValueError("with lora nothing but the adapters trains; leave frozen out")
         if self.layers and self.depth:
             raise ValueError("layers names the layers and depth counts them; give one of the two")
         return self

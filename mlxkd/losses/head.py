@@ -57,7 +57,7 @@ class _Matrix:
 
     def __init__(self, module: nn.Module, vocabulary: int):
         self.module, self.vocabulary = module, vocabulary
-        self.trained = "weight" in module.trainable_parameters()
+        self.trained = bool(leaves(module.trainable_parameters()))  # the weight, or learned ranges of a frozen one
         self.weight, *rest = (p[:vocabulary] for p in self._parameters())
         self.bias = rest[0] if rest else None
         mx.eval(self.weight)

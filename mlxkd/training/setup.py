@@ -24,6 +24,7 @@ from mlxkd.evaluation.answers import cut_to_answers
 from mlxkd.quant.plan import DEFAULT_TARGET
 from mlxkd.recipe import Recipe
 from mlxkd.students import importance, prune
+from mlxkd.students.freezing import freeze
 from mlxkd.students.lora import LoRA, attach
 from mlxkd.teachers.identity import check_same_tokenizer
 from mlxkd.training.state import data_hash
@@ -257,6 +258,7 @@ def _student(
     )
     if wanted.lora:
         attach(model, LoRA(**wanted.lora.model_dump()))
+    freeze(model, wanted.frozen)
     model.train()
     mx.eval(model.parameters())
     return model, config
