@@ -9,6 +9,7 @@ QUICK = {
     "data.shapes": "[[4, 128], [4, 336]]",
     "student.layers": "[0, 2]",
     "student.mlp_width": "32",
+    "student.frozen": "[]",
     "hidden": "{layers: [[0, 0], [-1, -1]], kind: mse}",
     "training.steps": "8",
     "training.evaluate_every": "4",
