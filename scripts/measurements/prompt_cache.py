@@ -6,6 +6,7 @@ already and only extends. No peer: mlx-lm's own cache copies whole caches and is
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlxkd.runtime import device_name
 
 DATA = Path(os.environ.get("MLXKD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PREFIX, SUFFIX = 400, 32
+WARM_UP = 3  # rounds
 
 
 def first_token(engine: Engine, prompt: list[int]) -> float:
@@ -59,17 +61,17 @@ def measure(quick: bool) -> dict[str, Metric]:
     held.wait()
     first_token(warm, [*prefix, 5])
     times: dict[str, list[float]] = {"hit": [], "suffix": [], "cold": []}
-    for round_number in range(12 if quick else 63):
+    for round_number in range(WARM_UP + (12 if quick else 60)):
         prompt = [*prefix, *rng.integers(3, 512, SUFFIX).tolist()]
         sides = [
             ("hit", lambda p=prompt: first_token(warm, p)),
             ("suffix", lambda p=prompt: suffix_alone(held, p)),
             ("cold", lambda p=prompt: first_token(cold, p)),
         ]
-        turn = round_number % len(sides)  # each side follows each other one equally often: what ran before costs
-        for name, side in sides[turn:] + sides[:turn]:
+        orders = list(itertools.permutations(sides))  # each side follows each other one: what ran before costs
+        for name, side in orders[round_number % len(orders)]:
             seconds = side()
-            if round_number >= len(sides):
+            if round_number >= WARM_UP:
                 times[name].append(seconds)
     device, middle = device_name(), {name: float(np.median(values)) for name, values in times.items()}
     n, note = len(times["hit"]), f"{PREFIX} tokens cached, {SUFFIX} new"
