@@ -15,7 +15,7 @@ from table_session import pruned
 
 from ane.convert.export import export
 from ane.convert.options import Options
-from mlxkd.decode.draft_length import AdaptiveLength, FixedLength
+from mlxkd.decode.draft_length import FixedLength
 from mlxkd.decode.drafting import ModelDrafter, NgramDrafter
 from mlxkd.decode.engine import Engine
 from mlxkd.decode.generate import collect, complete
@@ -70,11 +70,12 @@ def test_drafts_do_not_change_greedy_answers(worker: Worker, stories: Any, kind:
     session = worker.session(3)
     assert session.query_sizes == (1, 4, 16)
     small, small_config = pruned(model, config, (0, 1, 3))
-    drafter, length = {
-        "drafts of an MLX model": (ModelDrafter(MlxSession(small, small_config, batch_size=3)), FixedLength(3)),
-        "prompt lookup": (NgramDrafter(), AdaptiveLength.for_queries(session.query_sizes)),
+    drafter = {
+        "drafts of an MLX model": ModelDrafter(MlxSession(small, small_config, batch_size=3)),
+        "prompt lookup": NgramDrafter(),
     }[kind]
-    engine = Engine(session, worker.tokenizer, drafter=drafter, length=length)
+    # An adaptive length depends on what forwards cost, and so on what else the machine does.
+    engine = Engine(session, worker.tokenizer, drafter=drafter, length=FixedLength(3))
     found = collect(engine.run(requests(worker)))
     assert {name: answer.tokens for name, answer in found.items()} == plain(worker)
     assert engine.statistics.accepted > 0
