@@ -111,6 +111,7 @@ def _tiles(result: RunResult) -> dict[str, Metric | None]:
     if "all/exact" in student.metrics:
         judged = {"student exact": student, "teacher exact": result.contenders["teacher"]}
         tiles |= {name: contender.metrics["all/exact"] for name, contender in judged.items()}
+    tiles["lead over the twin"] = lead(result)
     tiles["gap closed"] = gap_closed(result)
     tiles["weights"] = Metric(student.bytes / 1e6, "MB", "measured", device)
     tiles["time"] = Metric(result.seconds / 60, "min", "measured", device)

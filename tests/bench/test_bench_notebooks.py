@@ -11,7 +11,6 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
-from mlxkd.demo import DEMO_TEACHER  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
@@ -60,8 +59,6 @@ def test_distil_and_look(stories_model: Path, stories_text: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_distil_and_look_on_the_demo(tmp_path: Path) -> None:
-    if not (DEMO_TEACHER / "model.safetensors").is_file():
-        pytest.skip("the demo's teacher is not in this checkout")
     small = (
         "training.steps=4 training.evaluate_every=2 training.save_every=4 evaluation.tool_calls=2 data.demo.train=64"
     )

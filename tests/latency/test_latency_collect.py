@@ -6,7 +6,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import pytest
 from toy_tokenizer import CHATML, tokenizer_folder
 
 from mlxkd import compat
@@ -46,7 +45,6 @@ def _split(size: int) -> Split:
 
 
 def test_a_whole_step_from_conversations(tmp_path: Path) -> None:
-    pytest.importorskip("llguidance")
     tokenizer = compat.load_tokenizer(tokenizer_folder(tmp_path, COMPACT))
     size = len(tokenizer)
     split = _split(size)
@@ -78,7 +76,6 @@ def test_a_whole_step_from_conversations(tmp_path: Path) -> None:
 
 def test_each_example_is_held_to_its_own_tools(tmp_path: Path) -> None:
     """The same call under two sets of tools: which arguments there are differs; one automaton is built per set."""
-    pytest.importorskip("llguidance")
     tokenizer = compat.load_tokenizer(tokenizer_folder(tmp_path, COMPACT))
     function = TOOL["function"]
     city = function["parameters"]["properties"]["city"]
