@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkd.data.render import prompt_text
@@ -16,6 +19,7 @@ from mlxkd.decode.mlx_session import MlxSession
 from mlxkd.decode.requests import Constraint, GenerateOptions, Request
 from mlxkd.evaluation.toolcalls.parsing import parser_for
 from mlxkd.evaluation.toolcalls.scoring import CallScore, score
+from mlxkd.runtime import row_streams
 
 FEW = 4  # beyond, the rows without a forced token pay more for the widest draft than it saves (measured)
 GrammarOf = Callable[[Sequence[dict[str, Any]]], Constraint | None]
@@ -66,18 +70,19 @@ def write_all(
 ) -> list[str]:
     """What a model writes, greedily, to every conversation; ``rows`` of them are decoded side by side.
 
+    On a CPU each core takes a share of the rows: MLX's quantised kernels run on one.
+
     Args:
         model: float or packed.
         conversations: ``{"messages", "tools"}`` up to the answer, and "source" for faults.
         grammar: the constraint for the tools on offer; None leaves answers free.
-        on_answer: called once per finished answer.
+        on_answer: called once per finished answer, by one thread at a time.
 
     Raises:
         UserError: a conversation that the chat template refuses, or tools that cannot be enforced.
     """
     if not conversations:
         return []
-    engine = engine_for(model, tokenizer, min(rows, len(conversations)), constrained=grammar is not None)
     requests = []
     for number, case in enumerate(conversations):
         text = prompt_text(list(case["messages"]), tokenizer, case["tools"], where=case.get("source", ""))
@@ -85,12 +90,28 @@ def write_all(
         constraint = grammar(case["tools"]) if grammar else None
         options = GenerateOptions(max_tokens=max_tokens, stop_after_tool_call=False, constraint=constraint)
         requests.append(Request(tuple(tokens), options, name=str(number)))
+    parts = min(len(row_streams()), rows, len(requests))
     texts = {request.name: "" for request in requests}
-    for event in engine.run(requests):
-        texts[event.request] += event.text
-        if event.finish and on_answer:
-            on_answer()
-    return [texts[request.name] for request in requests]
+    turn, stopped = threading.Lock(), threading.Event()
+
+    def decode(part: int) -> None:
+        share = requests[part::parts]
+        engine = engine_for(model, tokenizer, min(rows // parts, len(share)), constrained=grammar is not None)
+        for event in engine.run(share):
+            texts[event.request] += event.text
+            if stopped.is_set():
+                return
+            if event.finish and on_answer:
+                with turn:
+                    on_answer()
+
+    mx.eval(model.parameters())  # a thread has streams of its own and cannot compute what another has begun
+    with ThreadPoolExecutor(parts) as pool:
+        try:
+            list(pool.map(decode, range(parts)))
+        finally:
+            stopped.set()  # a part that fails, or Ctrl-C, ends the others
+    return list(texts.values())
 
 
 def answer_all(

@@ -1,10 +1,11 @@
 """Tokens to the first valid tool call: a latency-aware student against an SFT student (same start, same batches).
 
-Both begin as the embedded teacher and train on demo conversations whose answers think aloud before they call. Peer:
-cross-entropy on all of the answer. Ours: the same, with little weight on the thinking, three in ten calls rendered
-without it, plus ``early_call``, ``expected_length`` and ``rollout_length``. Held-out requests of known and composed
-tools, greedy, real model; quantiles are of the requests of all seeds together. ``ablation`` rows name what each part
-does alone: a mean over seeds, n held-out requests behind it. Every student is a cell that is kept in the user's cache
+Both begin as the embedded teacher, whose embedding stays as it is (as in the demo's recipe), and train on demo
+conversations whose answers think aloud before they call. Peer: cross-entropy on all of the answer. Ours: the same,
+with little weight on the thinking, three in ten calls rendered without it, plus ``early_call``, ``expected_length``
+and ``rollout_length``. Held-out requests of known and composed tools, greedy, real model; quantiles are of the
+requests of all seeds together. ``ablation`` rows name what each part does alone: a mean over seeds, n held-out
+requests behind it. Every student is a cell that is kept in the user's cache
 (``mlxkd/tool-latency-cells``), so that a run that was stopped goes on; another teacher, other data or another recipe is
 another cell. ``--quick`` is the first seed of the two that are compared, and its cells serve the whole run too.
 """
@@ -44,11 +45,12 @@ from mlxkd.losses.term import Term
 from mlxkd.metric import Metric
 from mlxkd.recipe_sections import OnPolicy
 from mlxkd.runtime import device_name, versions
+from mlxkd.students.freezing import freeze
 from mlxkd.students.split import Split
 from mlxkd.training.feed import StudentText, on_student
 from mlxkd.training.state import data_hash
 
-METHOD = 3  # to be raised when a change of this file or of a loss changes what a cell would say
+METHOD = 4  # to be raised when a change of this file or of a loss changes what a cell would say
 ALOUD = (
     "let me think about that.",
     "I look at the tools that I have.",
@@ -63,6 +65,7 @@ STEPS = 120
 HELD = 120  # requests, half of them of composed tools
 LONGEST = 160
 RATE = 3e-4
+FROZEN = ("*embed_tokens*",)  # rows of words that are never a label would only be pushed down
 TOLERATED = 1.15  # tokens of a complete answer over those of the expected one
 
 
@@ -190,6 +193,7 @@ def kept(name: str, seed: int, steps: int = STEPS, held: int = HELD) -> Cell:
         "seed": seed,
         "steps": steps,
         "rate": RATE,
+        "frozen": FROZEN,
         "teacher": file_hash(DEMO_TEACHER / "model.safetensors"),
         "data": data_hash(examples),
         "cases": hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest(),
@@ -235,6 +239,7 @@ def _expected_tokens(case: dict[str, Any], tokenizer: Any) -> int:
 
 
 def _train(model: nn.Module, tokenizer: Any, examples: list[Example], variant: Variant, seed: int, steps: int) -> None:
+    freeze(model, FROZEN)
     split = Split(model)
     data = Batches(examples, [SHAPE], seed)
     feed: Batches | StudentText = data

@@ -11,11 +11,13 @@ import mlx.core as mx
 import pytest
 from call_texts import TOOLS
 from click.testing import CliRunner, Result
+from mlx.utils import tree_map
 from toy_tokenizer import CHATML, tokenizer_folder
 
 from mlxkd import compat
 from mlxkd.cli import main
 from mlxkd.decode.constrained import ToolGrammars
+from mlxkd.evaluation import answers
 from mlxkd.evaluation.answers import answer_all, write_all
 from mlxkd.evaluation.speed import TimedGrammars, time_answers
 
@@ -96,14 +98,46 @@ def test_constrained_answers_are_valid_and_their_cost_is_counted(folder: Path) -
     model, tokenizer, _ = compat.load(folder)
     grammars = TimedGrammars(ToolGrammars(tokenizer, 320, "required"))
     cases = [{**case, "tools": TOOLS[1:]} for case in CASES]  # a random model may never close a string
-    answers = answer_all(model, tokenizer, cases, max_tokens=150, rows=2, grammar=grammars)
-    finished = [a for a in answers if a.text.rstrip().endswith("</tool_call>")]
+    given = answer_all(model, tokenizer, cases, max_tokens=150, rows=2, grammar=grammars)
+    finished = [a for a in given if a.text.rstrip().endswith("</tool_call>")]
     assert finished and all(a.score.schema_valid for a in finished)
     assert len(grammars.compiling) == 1 and grammars.following > 0, "one set of tools is compiled once"
     timed = time_answers(model, tokenizer, cases, max_tokens=150, grammar=grammars)
-    assert [text for _, text in timed] == [a.text for a in answers]
+    assert [text for _, text in timed] == [a.text for a in given]
     steps = sum(len(set(timing.steps)) for timing, _ in timed)
     assert steps < sum(timing.tokens for timing, _ in timed), "proposed tokens cost no step of their own"
+
+
+def test_rows_shared_among_cores_write_what_one_core_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, _ = compat.load(folder)
+    model.update(tree_map(lambda weight: 10 * weight, model.parameters()))  # or it repeats the prompt's last token
+    asked = [{"messages": [{"role": "user", "content": "x" * (1 + n % 5)}], "tools": TOOLS} for n in range(11)]
+
+    def written(cores: int) -> list[str]:
+        monkeypatch.setattr(answers, "row_streams", lambda: [None] * cores)
+        done: list[None] = []
+        texts = write_all(model, tokenizer, asked, max_tokens=12, rows=4, on_answer=lambda: done.append(None))
+        assert len(done) == len(asked)
+        return texts
+
+    alone = written(1)
+    assert len(set(alone)) > 2
+    assert [written(cores) for cores in (2, 3, 16)] == [alone] * 3
+
+
+def test_a_fault_of_one_core_ends_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "row_streams", lambda: [None] * 2)
+    model, tokenizer, _ = compat.load(folder)
+    asked = [{"messages": [{"role": "user", "content": "x"}], "tools": []}] * 40
+    told: list[None] = []
+
+    def on_answer() -> None:
+        told.append(None)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        write_all(model, tokenizer, asked, max_tokens=4, rows=2, on_answer=on_answer)
+    assert len(told) < 5
 
 
 def test_without_tools_nothing_is_constrained(folder: Path) -> None:
