@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxkd.data.batching import Batch
 from mlxkd.metric import Metric
+from mlxkd.runtime import row_streams
 from mlxkd.students.split import Split
 
 # Logits exist for this many positions at a time.
@@ -39,7 +40,9 @@ def agreement(model: nn.Module, teacher: nn.Module | None, batches: Sequence[Bat
         ``nll`` (nats/token, weighted by the loss weights), and with a teacher ``kl`` (KL(teacher || model),
         nats/token) and ``top1`` (share of positions whose most likely token is the teacher's).
     """
-    student, reference = Split(model), Split(teacher) if teacher is not None else None
+    streams = row_streams()
+    student = Split(model, streams=streams)
+    reference = Split(teacher, streams=streams) if teacher is not None else None
     sums = np.zeros(4)  # weighted nll, weight, kl, same top token
     count = 0
     for batch in batches:
