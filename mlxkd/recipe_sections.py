@@ -188,6 +188,10 @@ class Quantisation(Section):
     )
     rules: tuple[tuple[str, str], ...] = Field((), description="(layer pattern, grid) exceptions, first match wins")
     fraction: float = Field(0.3, ge=0, le=1, description="share of the steps, at the end, that train on the grid")
+    rounding: Literal["straight_through", "annealed"] = Field(
+        "straight_through",
+        description='in the training forward: "annealed" starts soft and sharpens until it rounds (affine, int8)',
+    )
     learned_ranges: bool = Field(False, description="train scales and palettes too (LSQ)")
     range_rate: float = Field(0.1, gt=0, description="their rate relative to the weights'")
     ranges_first: float = Field(0.0, ge=0, lt=1, description="share of a grid's steps that train its ranges alone")

@@ -48,12 +48,21 @@ class Spec:
 
 @dataclass
 class LayerState:
-    """The `qat` note of a swapped layer: its path, its float class, its specs by target, the active target."""
+    """The `qat` note of a swapped layer.
+
+    Args:
+        path: where the layer is in the model.
+        float_class: what it was.
+        specs: by target.
+        active: the target that the forward runs on; None: the float master.
+        sharpness: of annealed rounding in the training forward, a scalar; None rounds, straight through.
+    """
 
     path: str
     float_class: type[nn.Module]
     specs: dict[str, Spec] = field(default_factory=dict)
     active: str | None = None
+    sharpness: mx.array | None = None
 
 
 def parameter_name(target: str, name: str) -> str:
@@ -117,7 +126,7 @@ def fake_weight(module: nn.Module, target: str | None = None) -> mx.array:
     """The weight as deployed, straight-through differentiable; the plain weight of a float layer.
 
     Quantise a head once per step with this and let every chunk use the result. A layer with differentiable
-    palettes gives its soft weight while it is in training mode.
+    palettes or annealed rounding gives its soft weight while it is in training mode.
     """
     found = spec_of(module, target)
     if found is None:
@@ -128,7 +137,14 @@ def fake_weight(module: nn.Module, target: str | None = None) -> mx.array:
         return spec.grid.held(held_codes(module, name, spec), ranges, spec.dtype)
     if spec.tau is not None and module.training:
         return spec.grid.soft(master(module), ranges, spec.dtype, spec.tau)[0]
+    if annealing(module):
+        return spec.grid.eased(master(module), ranges, spec.dtype, module.qat.sharpness)
     return spec.grid.fake(master(module), spec.dtype, ranges)
+
+
+def annealing(module: nn.Module) -> bool:
+    """Whether the forward rounds softly."""
+    return module.training and module.qat.sharpness is not None
 
 
 def _linear(module: nn.Module, x: mx.array) -> mx.array:
@@ -138,7 +154,7 @@ def _linear(module: nn.Module, x: mx.array) -> mx.array:
     name, spec = found
     if spec.activations:
         x = fake_activations(x, spec.activations)
-    if not spec.kernel:
+    if not spec.kernel or annealing(module):
         return x @ fake_weight(module).T
     if spec.code_names:
         product = spec.grid.linear(x, deployed_codes(module, name, spec))
@@ -164,7 +180,7 @@ class QATEmbedding(nn.Embedding):
             return self["weight"][x]
         name, spec = found
         dtype = spec.grid.lookup_dtype(spec.dtype)
-        if not spec.grid.rowwise or spec.code_names or spec.tau is not None:
+        if not spec.grid.rowwise or spec.code_names or spec.tau is not None or annealing(self):
             return fake_weight(self).astype(dtype)[x]
         # Groups lie within rows: quantising the looked-up rows alone gives the same values.
         flat = x.reshape(-1)
@@ -183,7 +199,7 @@ class _Experts:
         found = spec_of(self)
         if found and found[1].activations:
             x = fake_activations(x, found[1].activations)
-        if found and found[1].kernel and not found[1].code_names:
+        if found and found[1].kernel and not found[1].code_names and not annealing(self):
             name, spec = found
             ranges = ranges_of(self, name, spec)
             function = _kernel_experts(spec.grid, spec.dtype, tuple(ranges), sorted_indices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxkd.errors import UserError
+from mlxkd.quant.grids import FLOAT, grid
 from mlxkd.quant.modules import ADAPTER, RESIDUAL, held_codes, held_name, master, parameter_name, ranges_of
 from mlxkd.quant.plan import DEFAULT_TARGET, activate, attached, forget
 
@@ -127,6 +128,40 @@ def settle(model: nn.Module) -> None:
                 moved = spec.grid.soft(master(module), ranges_of(module, target, spec), spec.dtype, spec.tau)[1]
                 for name, value in moved.items():
                     module[parameter_name(target, name)] = mx.stop_gradient(value)
+
+
+SHARPEST = 100.0  # a fraction of 0.52 becomes 0.98
+ANNEALED = 0.95  # of a phase; in the rest codes hardly move and ranges settle
+
+
+def sharpness_at(progress: float) -> float:
+    """Sharpness of annealed rounding after a share of a phase: geometrically from 1, nearly the identity, to SHARPEST."""
+    return float(SHARPEST ** min(1.0, progress / ANNEALED))
+
+
+def check_annealing(plan: Mapping[str, str]) -> None:
+    """Refuse a plan with layers on grids that have no soft rounding.
+
+    Raises:
+        UserError: such layers, all named.
+    """
+    rigid = [f"{path} ({name})" for path, name in plan.items() if name != FLOAT and not grid(name).anneals]
+    if rigid:
+        raise UserError(
+            f"annealed rounding is for affine and int8 grids; these layers are on others: {', '.join(rigid)}",
+            where="quantisation.rounding",
+            hint="use straight_through; palettes have palette_temperature",
+        )
+
+
+def anneal(model: nn.Module, sharpness: mx.array | None) -> None:
+    """Round softly in the training forward from now on, in place; packing and evaluation round as ever.
+
+    Args:
+        sharpness: a scalar; None goes back to straight-through rounding.
+    """
+    for module in attached(model).values():
+        module.qat.sharpness = sharpness
 
 
 def interleave(model: nn.Module, targets: Sequence[str], step: int, *, by: Literal["step", "layer"] = "step") -> None:

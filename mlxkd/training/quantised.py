@@ -58,6 +58,9 @@ class QuantisedPhase:
             self._schedule = phases.phases(
                 self.steps, share=wanted.fraction, targets=targets, ranges_first=wanted.ranges_first
             )
+        if wanted.rounding == "annealed":
+            for plan in self.plans.values():
+                phases.check_annealing(plan)
         if wanted.stability and self.plans:
             limits = [Limit(x.measure, x.value, x.action) for x in wanted.stability.limits]
             self.guard = Guard(limits, wanted.stability.factor, wanted.stability.patience)
@@ -142,7 +145,14 @@ class QuantisedPhase:
         if len(self.targets) > 1:
             by = "layer" if self.options.order == "layer" else "step"
             phases.interleave(model, self.targets, step, by=by)  # type: ignore[arg-type]
+        if self.options.rounding == "annealed":
+            phases.anneal(model, mx.array(phases.sharpness_at(self._progress(phase, step))))
         return changed
+
+    def _progress(self, phase: phases.Phase, step: int) -> float:
+        """Share of a phase that is done before a step."""
+        end = min((other.start for other in self._schedule if other.start > phase.start), default=self.steps)
+        return (step - phase.start) / (end - phase.start)
 
     def settle(self, model: nn.Module) -> None:
         """Move differentiable palettes after an update."""

@@ -55,6 +55,7 @@ class Try:
         cross_entropy: its weight; the KL to the float model has the rest.
         temperature: of the KL's softmaxes, without the usual square: Adam does not see it.
         hidden: weight of the relative squared error of every layer's output.
+        annealed: rounding starts soft and sharpens; else straight through from the first step.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Try:
     cross_entropy: float = 0.0
     temperature: float = 1.0
     hidden: float = 0.0
+    annealed: bool = False
     seed: int = 0
 
 
@@ -233,13 +235,15 @@ def train(bench: Bench, tried: Try) -> nn.Module:
             phases.enter(student, phases.phase_at(plan, i))
         if i == 0 or any(phase.start == i for phase in plan):
             step, state = _step(student, bench.teacher, tried, i)  # a compiled step freezes what trains
-        mx.eval(step(rows[mx.array(chosen)], states[mx.array(chosen)]), state)
+        sharpness = mx.array(phases.sharpness_at(i / tried.steps))
+        mx.eval(step(rows[mx.array(chosen)], states[mx.array(chosen)], sharpness), state)
         if tried.average:
             blend = partial(_blend, min(tried.average, (i + 1) / (i + 10)))
             average = tree_map(blend, average, student.trainable_parameters())
             mx.eval(average)
     if tried.average:
         student.update(average)
+    phases.anneal(student, None)  # what the compiled steps traced is no array
     return student
 
 
@@ -265,7 +269,9 @@ def _step(
     )
     head = teacher.model.embed_tokens
 
-    def loss_of(rows: mx.array, states: mx.array) -> mx.array:
+    def loss_of(rows: mx.array, states: mx.array, sharpness: mx.array) -> mx.array:
+        if tried.annealed:
+            phases.anneal(student, sharpness)
         theirs = mx.softmax(head.as_linear(states[:, -1]) / tried.temperature, axis=-1)
         ours = layer_states(student, rows[:, :-1])
         logits = student.model.embed_tokens.as_linear(ours[:, -1])
@@ -283,8 +289,8 @@ def _step(
     state = [student.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(rows: mx.array, states: mx.array) -> mx.array:
-        loss, gradients = nn.value_and_grad(student, loss_of)(rows, states)
+    def step(rows: mx.array, states: mx.array, sharpness: mx.array) -> mx.array:
+        loss, gradients = nn.value_and_grad(student, loss_of)(rows, states, sharpness)
         optimizer.update(student, gradients)
         return loss
 

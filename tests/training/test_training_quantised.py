@@ -65,6 +65,12 @@ def test_learned_ranges_move_and_palettes_are_differentiable(toy_teacher: Path, 
     assert set(quant.load_student(tmp_path / "demo" / "student").grids.values()) == {"ane-lut2"}
 
 
+def test_annealed_rounding_needs_grids_that_have_it(toy_teacher: Path, tmp_path: Path) -> None:
+    result = _run(toy_teacher, tmp_path, quantisation__grid="ane-lut2", quantisation__rounding="annealed")
+    assert result.exit_code == 2 and "affine and int8 grids" in result.stderr and "(ane-lut2)" in result.stderr
+    assert not (tmp_path / "demo" / "metrics.jsonl").exists(), "said before any step"
+
+
 def test_the_float_copy_teaches_in_the_quantised_phase_alone(toy_teacher: Path, tmp_path: Path) -> None:
     result = _run(toy_teacher, tmp_path, quantisation__self_teacher="0.5")
     assert result.exit_code == 0, result.output

@@ -185,6 +185,11 @@ KINDS = {
         "quantisation__ranges_first": "0.4",
         "training__steps": "9",
     },
+    "annealed": {
+        "quantisation__rounding": "annealed",
+        "quantisation__targets": "[mlx-affine4-g32, ane-int8]",
+        "quantisation__fraction": "0.75",
+    },
     "step": {**SEVERAL, "quantisation__order": "step"},
     "layer": {**SEVERAL, "quantisation__order": "layer", "quantisation__fraction": "0.75"},
 }

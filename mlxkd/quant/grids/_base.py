@@ -38,6 +38,19 @@ def stand_in(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
+BEYOND = 0.45  # of a step: how far past the ends of a grid a soft code may reach; sharp, it is the end
+
+
+def eased_round(position: mx.array, sharpness: mx.array) -> mx.array:
+    """Rounding that can be soft: the identity as ``sharpness`` goes to 0, the nearest integer as it grows.
+
+    n + (1 + tanh(k (f - 1/2)) / tanh(k / 2)) / 2 between the integers n and n + 1, where f is the fraction; continuous
+    everywhere (Differentiable Soft Quantization, Gong et al. 2019, arXiv 1908.05033, with k raised by a schedule).
+    """
+    below = mx.stop_gradient(mx.floor(position))
+    return below + 0.5 + 0.5 * mx.tanh(sharpness * (position - below - 0.5)) / mx.tanh(0.5 * sharpness)
+
+
 @dataclass(frozen=True)
 class Grid(ABC):
     """How a weight [..., out, in] is stored; everything else asks it.
@@ -52,6 +65,7 @@ class Grid(ABC):
     rowwise: ClassVar[bool] = True  # a row's codes depend on nothing outside the row
     range_names: ClassVar[tuple[str, ...]] = ()  # learned ranges this grid can train
     holds_ranges: ClassVar[bool] = False  # a layer keeps the ranges even when it does not learn them
+    anneals: ClassVar[bool] = False  # `eased` exists
     dtypes: ClassVar[tuple[mx.Dtype, ...]] = (mx.float16, mx.bfloat16, mx.float32)  # deployment dtypes it allows
 
     @abstractmethod
@@ -112,6 +126,10 @@ class Grid(ABC):
     def soft(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, tau: float) -> tuple[mx.array, Ranges]:
         """Differentiable assignment; palettes only."""
         raise self._lacks("differentiable palette")
+
+    def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
+        """The weight with its codes rounded by `eased_round`: near ``w`` when soft, near `fake` when sharp."""
+        raise self._lacks("annealed rounding")
 
     def linear(self, x: mx.array, codes: Codes, *, transpose: bool = True) -> mx.array | None:
         """x @ W.T (or x @ W) on the deployed kernel; None where MLX has none for this grid."""

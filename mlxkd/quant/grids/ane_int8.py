@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
-from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, stand_in
+from mlxkd.quant.grids._base import BEYOND, Codes, Constexpr, Grid, Ranges, eased_round, stand_in
 
 TOP = 127  # symmetric: -128 is not used
 
@@ -18,6 +18,7 @@ class Int8ChannelGrid(Grid):
     """w = scale[out] * code, code in [-127, 127]; decoded values are those of Core ML, float16."""
 
     range_names: ClassVar[tuple[str, ...]] = ("scales",)
+    anneals: ClassVar[bool] = True
     dtypes: ClassVar[tuple[mx.Dtype, ...]] = (mx.float16, mx.float32)
 
     def fault(self, shape: tuple[int, ...]) -> str | None:
@@ -35,7 +36,11 @@ class Int8ChannelGrid(Grid):
         return self.encode_with(w, self.ranges(w), dtype)
 
     def _position(self, w: mx.array, ranges: Ranges) -> mx.array:
-        return w.astype(mx.float32) / ranges["scales"].astype(mx.float16).astype(mx.float32)[..., None]
+        return w.astype(mx.float32) / self._stored_scales(ranges)
+
+    def _stored_scales(self, ranges: Ranges) -> mx.array:
+        """Scales as they will be stored, float32 [..., out, 1]."""
+        return ranges["scales"].astype(mx.float16).astype(mx.float32)[..., None]
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         codes = mx.clip(mx.round(self._position(w, ranges)), -TOP, TOP)
@@ -43,6 +48,11 @@ class Int8ChannelGrid(Grid):
 
     def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
         return {"scales": ranges["scales"].astype(mx.float16)}  # Core ML's, whatever the student's dtype
+
+    def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
+        ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
+        codes = eased_round(mx.clip(self._position(w, ranges), -TOP - BEYOND, TOP + BEYOND), sharpness)
+        return (codes * self._stored_scales(ranges)).astype(dtype)
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         return mx.mean(mx.abs(self._position(w, ranges)) > TOP + 0.5)

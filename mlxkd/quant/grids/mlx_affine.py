@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxkd.quant.bitpack import pack_codes
-from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, stand_in
+from mlxkd.quant.grids._base import BEYOND, Codes, Constexpr, Ranges, eased_round, stand_in
 from mlxkd.quant.grids._mlx import MLXGrid
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -21,6 +21,7 @@ class AffineGrid(MLXGrid):
     """mx.quantize(mode="affine"); codes, scales and biases are MLX's own unless ranges are learned."""
 
     range_names: ClassVar[tuple[str, ...]] = ("scales", "biases")
+    anneals: ClassVar[bool] = True
 
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         return self.bits + 32 / self.group
@@ -33,8 +34,13 @@ class AffineGrid(MLXGrid):
     def _position(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         """Where w lies between code 0 and code 2**bits - 1 of its stored scale and bias, unrounded."""
         groups = w.astype(mx.float32).reshape(*w.shape[:-1], -1, self.group)
-        scales, biases = (ranges[n].astype(dtype).astype(mx.float32)[..., None] for n in self.range_names)
+        scales, biases = self._stored_affine(ranges, dtype)
         return (groups - biases) / scales
+
+    def _stored_affine(self, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Scales and biases as they will be stored, float32 [..., out, groups, 1]."""
+        scales, biases = (value.astype(mx.float32)[..., None] for value in self.stored(ranges, dtype).values())
+        return scales, biases
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         """Nearest codes on the grid of the scales and biases as they will be stored."""
@@ -55,6 +61,12 @@ class AffineGrid(MLXGrid):
         dscale = mx.sum(flow * mx.where(inside, codes - position, codes), axis=-1)
         dbias = mx.sum(mx.where(inside, 0.0, flow), axis=-1)
         return mx.where(inside, flow, 0.0).reshape(w.shape), {"scales": dscale, "biases": dbias}
+
+    def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
+        ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
+        codes = eased_round(mx.clip(self._position(w, ranges, dtype), -BEYOND, 2**self.bits - 1 + BEYOND), sharpness)
+        scales, biases = self._stored_affine(ranges, dtype)
+        return (codes * scales + biases).reshape(w.shape).astype(dtype)
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         position = self._position(w, ranges, dtype)
