@@ -135,7 +135,10 @@ ANNEALED = 0.95  # of a phase; in the rest codes hardly move and ranges settle
 
 
 def sharpness_at(progress: float) -> float:
-    """Sharpness of annealed rounding after a share of a phase: geometrically from 1, nearly the identity, to SHARPEST."""
+    """Sharpness of annealed rounding after a share of a phase.
+
+    From 1, nearly the identity, to SHARPEST by equal factors, and there it stays.
+    """
     return float(SHARPEST ** min(1.0, progress / ANNEALED))
 
 
