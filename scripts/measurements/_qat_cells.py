@@ -224,6 +224,7 @@ def loss_on(model: nn.Module, teacher: nn.Module, rows: np.ndarray) -> Loss:
 def train(bench: Bench, tried: Try) -> nn.Module:
     """Train one student against the float model; returns its masters, on their grids unless it is the control."""
     student, _ = compat.load_model(bench.folder)
+    student.train()  # it comes in evaluation mode, which rounds
     if tried.method == "qat":
         quant.attach(student, quant.plan_for(student, tried.grid + FLOAT_LAYERS), learned_ranges=tried.range_rate > 0)
     rows, states = bench.windows(tried.width, tried.own_text)

@@ -21,14 +21,14 @@ from scripts.measurements._qat_cells import Bench, Cell, Try, kept, open_bench, 
 
 SEEDS = (0, 1, 2)
 CONTROL = Try("control", "float", steps=300, rate=1e-3)
-DWQ_RATES = (3e-4, 1e-3, 3e-3)
+DWQ_RATES = (1e-4, 3e-4, 1e-3)
 WIDER = 10**0.5  # factor between neighbouring rates
 NARROWEST, WIDEST = 1e-6, 1.0
 
 # Chosen on the selection rows; docs/quantisation.md has the search, `scripts/measure qat-search` measures it.
 CHOSEN = {
-    "4bit": Try("qat", "mlx-affine4-g32", 300, 3e-4),
-    "3bit": Try("qat", "mlx-affine3-g32", 1200, 1e-3),
+    "4bit": Try("qat", "mlx-affine4-g32", 1200, 1e-3, annealed=True),
+    "3bit": Try("qat", "mlx-affine3-g32", 1200, 1e-3, annealed=True),
     "2bit": Try("qat", "mlx-affine2-g32", 1200, 2e-3),
     "lut4": Try("qat", "ane-lut4", 300, 1e-3),
     "lut3": Try("qat", "ane-lut3", 300, 1e-3),

@@ -163,7 +163,8 @@ def _ratio(ours: list[Cell], peer: list[Cell], q: float) -> Metric:
     count, note = sum(len(cell.valid) for cell in ours), f"{mine:.0f} against {theirs:.0f} tokens"
     if np.isfinite(mine) and np.isfinite(theirs):
         return Metric(mine / theirs, "ratio", "measured", device_name(), count, note=note)
-    note += f": more than {1 - q:.0%} of the requests never got a valid call on one side"
+    without = [side for side, tokens in (("ours", mine), ("the peer", theirs)) if not np.isfinite(tokens)]
+    note += f": more than {1 - q:.0%} of the requests never got a valid call from {' and '.join(without)}"
     return Metric(None, "ratio", "measured", device_name(), count, note=note)
 
 

@@ -9,7 +9,7 @@ from test_quant_identity import LLAMA, TOKENS, llama, same, train
 
 from mlxkd.errors import UserError
 from mlxkd.quant import attach, changed_codes, fake_weight, grid, pack, plan_for
-from mlxkd.quant.grids._base import BEYOND, eased_round
+from mlxkd.quant.grids._base import eased_round
 from mlxkd.quant.phases import SHARPEST, anneal, check_annealing, sharpness_at
 
 EASED = ["mlx-affine4-g32", "mlx-affine2-g64", "ane-int8"]
@@ -43,10 +43,9 @@ def test_the_curve_goes_from_the_identity_to_rounding_without_a_jump() -> None:
         assert (steps >= -1e-6).all() and steps.max() < 0.005 * k / 2 / np.tanh(k / 2) + 1e-4
 
 
-def ends(name: str) -> tuple[float, float]:
+def ends(name: str) -> tuple[int, int]:
     """How far a soft code may reach."""
-    low, high = (-127, 127) if name == "ane-int8" else (0, 2 ** grid(name).bits - 1)
-    return low - BEYOND, high + BEYOND
+    return (-127, 127) if name == "ane-int8" else (0, 2 ** grid(name).bits - 1)
 
 
 @pytest.mark.parametrize("name", EASED)
@@ -117,7 +116,7 @@ def test_training_rounds_softly_and_shipping_rounds(execution: str, learned: boo
     straight, before = model(TOKENS), pack(model, LLAMA)
     anneal(model, mx.array(0.05))
     error, harder = (np.abs(np.array(x - llama()(TOKENS))).mean() for x in (model(TOKENS), straight))
-    assert error < 0.3 * harder, "what is left is the clipping at the ends of groups"
+    assert error < 0.6 * harder, "what is left is the clipping at the ends of groups"
     assert changed_codes(before, pack(model, LLAMA)) == 0
     weight = model.model.embed_tokens.weight
     train(model, steps=3)

@@ -38,9 +38,6 @@ def stand_in(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-BEYOND = 0.45  # of a step: how far past the ends of a grid a soft code may reach; sharp, it is the end
-
-
 def eased_round(position: mx.array, sharpness: mx.array) -> mx.array:
     """Rounding that can be soft: the identity as ``sharpness`` goes to 0, the nearest integer as it grows.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
-from mlxkd.quant.grids._base import BEYOND, Codes, Constexpr, Grid, Ranges, eased_round, stand_in
+from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, eased_round, stand_in
 
 TOP = 127  # symmetric: -128 is not used
 
@@ -51,7 +51,7 @@ class Int8ChannelGrid(Grid):
 
     def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
         ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
-        codes = eased_round(mx.clip(self._position(w, ranges), -TOP - BEYOND, TOP + BEYOND), sharpness)
+        codes = eased_round(mx.clip(self._position(w, ranges), -TOP, TOP), sharpness)
         return (codes * self._stored_scales(ranges)).astype(dtype)
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:

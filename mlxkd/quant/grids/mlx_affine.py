@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxkd.quant.bitpack import pack_codes
-from mlxkd.quant.grids._base import BEYOND, Codes, Constexpr, Ranges, eased_round, stand_in
+from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, eased_round, stand_in
 from mlxkd.quant.grids._mlx import MLXGrid
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -64,7 +64,7 @@ class AffineGrid(MLXGrid):
 
     def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
         ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
-        codes = eased_round(mx.clip(self._position(w, ranges, dtype), -BEYOND, 2**self.bits - 1 + BEYOND), sharpness)
+        codes = eased_round(mx.clip(self._position(w, ranges, dtype), 0, 2**self.bits - 1), sharpness)
         scales, biases = self._stored_affine(ranges, dtype)
         return (codes * scales + biases).reshape(w.shape).astype(dtype)
 
