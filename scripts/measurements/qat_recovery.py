@@ -102,7 +102,7 @@ def measure(quick: bool) -> dict[str, Metric]:
 
 def _against_dwq(bench: Bench, tried: Try, cells: Sequence[Cell], ceiling: Cell, quick: bool) -> Metric:
     """Residual gap over the one that DWQ leaves after the same rows, at DWQ's best rate on the selection rows."""
-    dwq = replace(tried, method="dwq", rate=DWQ_RATES[1])
+    dwq = replace(tried, method="dwq", rate=DWQ_RATES[1], annealed=False)
     if not quick:
         best, _ = best_rate(lambda rate: kept(bench, replace(dwq, rate=rate)).select.nll, DWQ_RATES)
         dwq = replace(dwq, rate=best)
