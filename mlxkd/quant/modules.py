@@ -180,12 +180,15 @@ class QATEmbedding(nn.Embedding):
             return self["weight"][x]
         name, spec = found
         dtype = spec.grid.lookup_dtype(spec.dtype)
-        if not spec.grid.rowwise or spec.code_names or spec.tau is not None or annealing(self):
+        if not spec.grid.rowwise or spec.code_names or spec.tau is not None:
             return fake_weight(self).astype(dtype)[x]
         # Groups lie within rows: quantising the looked-up rows alone gives the same values.
         flat = x.reshape(-1)
         ranges = {key: value[flat] for key, value in ranges_of(self, name, spec).items()}
-        rows = spec.grid.fake(self["weight"][flat], spec.dtype, ranges)
+        if annealing(self):
+            rows = spec.grid.eased(self["weight"][flat], ranges, spec.dtype, self.qat.sharpness)
+        else:
+            rows = spec.grid.fake(self["weight"][flat], spec.dtype, ranges)
         return rows.astype(dtype).reshape(*x.shape, -1)
 
     def as_linear(self, x: mx.array) -> mx.array:
