@@ -1,8 +1,9 @@
 """The demo's student on more requests than the demo has time for: over float, and over the twin without a teacher.
 
 The demo's recipe is trained with one seed in float, on the grid that ships, and on three bits (there for nine tenths of
-the steps instead of half); the twin without a teacher on the grid that ships. Packed models answer 800 requests of each held-out set (``--quick``: 20, 20 steps),
-and differences are paired: their standard error counts only requests that one answers and the other does not.
+the steps instead of half); the twin without a teacher on the grid that ships. Packed models answer 800 requests of each
+held-out set (``--quick``: 20, 20 steps), and differences are paired: their standard error counts only requests that one
+answers and the other does not.
 """
 
 from __future__ import annotations
