@@ -30,12 +30,12 @@ from mlxkd.files import write_json
 from mlxkd.quant import phases
 from mlxkd.quant.baselines import post_training
 from mlxkd.runtime import versions
+from scripts.measurements._qat_text import rows_at, training_rows
 
 ROOT = Path(__file__).parents[2]
 VALID_WIDTH = 256  # tokens per validation row
 FLOAT_LAYERS = "|float"  # the 172-wide down projection does not divide by 32 and stays float
 METHOD = 2  # raise it when a change here or in mlxkd.quant changes what a cell measures
-OFFSETS = 3  # training windows start at that many offsets, so that no token always stands first
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Try:
         range_rate: of scales and palettes, relative to ``rate``; 0 takes ranges from the weights.
         ranges_first: share of the steps in which codes rest.
         average: decay of an exponential average of masters and ranges that ships; 0 ships the last.
-        own_text: tokens sampled from the float model that join the training text.
+        continued: share of each step's rows that the float model writes on from their beginning.
         cross_entropy: its weight; the KL to the float model has the rest.
         temperature: of the KL's softmaxes, without the usual square: Adam does not see it.
         hidden: weight of the relative squared error of every layer's output.
@@ -69,7 +69,7 @@ class Try:
     beta2: float = 0.99
     ranges_first: float = 0.0
     average: float = 0.0
-    own_text: int = 0
+    continued: float = 0.0
     cross_entropy: float = 0.0
     temperature: float = 1.0
     hidden: float = 0.0
@@ -123,21 +123,15 @@ class Bench:
     train: np.ndarray
     select: np.ndarray
     report: np.ndarray
-    _windows: dict[tuple[int, int], tuple[mx.array, mx.array]] = dataclasses.field(default_factory=dict)
+    _rows: dict[tuple[float, ...], np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def text(self, width: int, own_text: int) -> np.ndarray:
-        """Training rows int32 [n, width + 1]."""
-        stream = np.concatenate([self.train, sampled_text(self.teacher, own_text)]) if own_text else self.train
-        starts = [np.arange(i * width // OFFSETS, len(stream) - width - 1, width) for i in range(OFFSETS)]
-        return rows_at(stream, np.concatenate(starts), width)
-
-    def windows(self, width: int, own_text: int) -> tuple[mx.array, mx.array]:
-        """`text` as an array, and the teacher's `layer_states` [n, L + 1, width, D], asked once."""
-        if (width, own_text) not in self._windows:
-            rows = mx.array(self.text(width, own_text))
-            states = mx.concatenate([_evaluated(layer_states(self.teacher, part[:, :-1])) for part in _parts(rows)])
-            self._windows = {(width, own_text): (rows, states)}  # one at a time: it is large
-        return self._windows[width, own_text]
+    def rows(self, tried: Try) -> np.ndarray:
+        """What a try trains on, int32 [steps, rows, width + 1]; asked once, for the float model may write some."""
+        facts = {"steps": tried.steps, "rows": tried.rows, "width": tried.width, "seed": tried.seed}
+        key = (*facts.values(), tried.continued)
+        if key not in self._rows:
+            self._rows[key] = training_rows(self.train, self.teacher, **facts, continued=tried.continued)
+        return self._rows[key]
 
 
 def layer_states(model: nn.Module, tokens: mx.array) -> mx.array:
@@ -147,15 +141,6 @@ def layer_states(model: nn.Module, tokens: mx.array) -> mx.array:
         h = layer(h, "causal", None)
         found.append(h)
     return mx.stack([*found, model.model.norm(h)], axis=1)
-
-
-def _evaluated(x: mx.array) -> mx.array:
-    mx.eval(x)
-    return x
-
-
-def _parts(rows: mx.array, size: int = 64) -> list[mx.array]:
-    return [rows[i : i + size] for i in range(0, rows.shape[0], size)]
 
 
 def shared_data() -> Path:
@@ -181,32 +166,6 @@ def open_bench(folder: Path) -> Bench:
     return Bench(folder / "stories260K", config, model, train, valid[::2], valid[1::2])
 
 
-def rows_at(stream: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
-    """Rows [n, width + 1] of a stream."""
-    return stream[starts[:, None] + np.arange(width + 1)]
-
-
-def sampled_text(teacher: nn.Module, tokens: int, rows: int = 256, width: int = 256) -> np.ndarray:
-    """Text that the float model writes by itself (LLM-QAT, arXiv 2305.17888), int32 [tokens]; seeded."""
-    mx.random.seed(0)
-    found = []
-    for _ in range(-(-tokens // (rows * width))):
-        cache = compat.new_cache(teacher)
-        written = [mx.ones((rows, 1), mx.int32)]
-        while len(written) < width:
-            written.append(mx.random.categorical(teacher(written[-1], cache=cache)[:, -1])[:, None].astype(mx.int32))
-            mx.eval(written[-1])
-        found.append(np.array(mx.concatenate(written, axis=1)).reshape(-1))
-    return np.concatenate(found)[:tokens]
-
-
-def order(count: int, tried: Try) -> np.ndarray:
-    """Which windows each step takes, int [steps, rows]: whole passes in a shuffled order; the same for every method."""
-    draws, passes = np.random.default_rng(tried.seed), -(-tried.steps * tried.rows // count)
-    drawn = np.concatenate([draws.permutation(count) for _ in range(passes)])
-    return drawn[: tried.steps * tried.rows].reshape(tried.steps, tried.rows)
-
-
 def loss_on(model: nn.Module, teacher: nn.Module, rows: np.ndarray) -> Loss:
     """A model and the float model on the same rows int [n, width + 1]."""
     found = []
@@ -227,17 +186,15 @@ def train(bench: Bench, tried: Try) -> nn.Module:
     student.train()  # it comes in evaluation mode, which rounds
     if tried.method == "qat":
         quant.attach(student, quant.plan_for(student, tried.grid + FLOAT_LAYERS), learned_ranges=tried.range_rate > 0)
-    rows, states = bench.windows(tried.width, tried.own_text)
-    taken = order(rows.shape[0], tried)
     plan = phases.phases(tried.steps, share=1.0, ranges_first=tried.ranges_first)
     average = student.trainable_parameters()
-    for i, chosen in enumerate(taken):
+    for i, rows in enumerate(bench.rows(tried)):
         if tried.method == "qat" and any(phase.start == i for phase in plan):
             phases.enter(student, phases.phase_at(plan, i))
         if i == 0 or any(phase.start == i for phase in plan):
             step, state = _step(student, bench.teacher, tried, i)  # a compiled step freezes what trains
         sharpness = mx.array(phases.sharpness_at(i / tried.steps))
-        mx.eval(step(rows[mx.array(chosen)], states[mx.array(chosen)], sharpness), state)
+        mx.eval(step(mx.array(rows), sharpness), state)
         if tried.average:
             blend = partial(_blend, min(tried.average, (i + 1) / (i + 10)))
             average = tree_map(blend, average, student.trainable_parameters())
@@ -268,12 +225,11 @@ def _step(
     optimizer = optim.MultiOptimizer(
         [adam(rate(tried.range_rate)), adam(rate(1.0))], [lambda path, _: path.rpartition(".")[2].startswith("qat_")]
     )
-    head = teacher.model.embed_tokens
 
     def loss_of(rows: mx.array, states: mx.array, sharpness: mx.array) -> mx.array:
         if tried.annealed:
             phases.anneal(student, sharpness)
-        theirs = mx.softmax(head.as_linear(states[:, -1]) / tried.temperature, axis=-1)
+        theirs = mx.softmax(teacher.model.embed_tokens.as_linear(states[:, -1]) / tried.temperature, axis=-1)
         ours = layer_states(student, rows[:, :-1])
         logits = student.model.embed_tokens.as_linear(ours[:, -1])
         soft = logits / tried.temperature
@@ -290,7 +246,8 @@ def _step(
     state = [student.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(rows: mx.array, states: mx.array, sharpness: mx.array) -> mx.array:
+    def step(rows: mx.array, sharpness: mx.array) -> mx.array:
+        states = layer_states(teacher, rows[:, :-1])
         loss, gradients = nn.value_and_grad(student, loss_of)(rows, states, sharpness)
         optimizer.update(student, gradients)
         return loss
@@ -304,8 +261,7 @@ def packed(bench: Bench, tried: Try) -> quant.Packed:
     if tried.method == "rounded":
         return post_training(bench.teacher, bench.config, grid)
     if tried.method in ("dwq", "gptq"):
-        rows = bench.text(tried.width, tried.own_text)
-        taken = rows[order(len(rows), tried).reshape(-1)]
+        taken = bench.rows(tried).reshape(-1, tried.width + 1)
         if tried.method == "gptq":
             return post_training(bench.teacher, bench.config, grid, "gptq", rows=taken[:, :-1])
         options = {"rows": taken, "held_out": taken[: tried.rows], "rate": tried.rate, "batch_size": tried.rows}

@@ -42,7 +42,7 @@ SEARCH = (
     replace(THREE, hidden=1.0),
     replace(THREE, steps=1200),
     replace(THREE, steps=1200, annealed=True),
-    replace(THREE, steps=1200, own_text=250_000),
+    replace(THREE, steps=1200, continued=0.5),
     replace(THREE, method="dwq"),
     replace(THREE, method="dwq", rate=3e-3),
     Try("qat", "mlx-affine2-g32", 600, 2e-3, rows=8),

@@ -20,6 +20,7 @@ from mlxkd.compat import build_model
 sys.path.append(str(Path(__file__).parents[2]))
 
 from scripts.measurements._qat_cells import Cell, Loss, loss_on
+from scripts.measurements._qat_text import training_rows
 from scripts.measurements.qat_recovery import DWQ_RATES, WIDER, best_rate
 from scripts.measurements.qat_search import SEARCH, label
 
@@ -58,3 +59,20 @@ def test_losses_are_those_of_the_definition() -> None:
 def test_a_kept_cell_comes_back_whole() -> None:
     cell = Cell(Loss(2.0, 0.1, 0.01), Loss(2.1, 0.2, 0.02), 3, 4.5)
     assert Cell.from_json(json.loads(json.dumps(asdict(cell)))) == cell
+
+
+def test_training_rows_are_windows_of_the_text_or_what_the_float_model_makes_of_their_beginning() -> None:
+    stream = np.random.default_rng(0).integers(0, 96, 500).astype(np.int32)
+    teacher = build_model({**LLAMA, "tie_word_embeddings": True})
+    norm = teacher.model.norm
+    norm.weight = norm.weight * 1e4  # logits so far apart that sampling takes the largest
+    options = {"steps": 6, "rows": 4, "width": 16, "seed": 3}
+    plain = training_rows(stream, teacher, **options, continued=0.0)
+    rows = training_rows(stream, teacher, **options, continued=0.5)
+    windows = np.lib.stride_tricks.sliding_window_view(stream, 17)
+    assert all((windows == row).all(-1).any() for row in plain.reshape(-1, 17))
+    assert (rows[:, :2] == plain[:, :2]).all() and (rows[:, 2:, :4] == plain[:, 2:, :4]).all()
+    written = rows[:, 2:].reshape(-1, 17)
+    likeliest = np.array(mx.argmax(teacher(mx.array(written[:, :-1])), axis=-1))
+    assert (written[:, 4:] == likeliest[:, 3:]).all()
+    assert (training_rows(stream, teacher, **options, continued=0.5) == rows).all()
