@@ -28,7 +28,7 @@ NARROWEST, WIDEST = 1e-6, 1.0
 # Chosen on the selection rows; docs/quantisation.md has the search, `scripts/measure qat-search` measures it.
 CHOSEN = {
     "4bit": Try("qat", "mlx-affine4-g32", 2400, 1e-3, annealed=True),
-    "3bit": Try("qat", "mlx-affine3-g32", 1200, 1e-3, continued=0.5),
+    "3bit": Try("qat", "mlx-affine3-g32", 2400, 1e-3, continued=0.5),
     "2bit": Try("qat", "mlx-affine2-g32", 1200, 2e-3),
     "lut4": Try("qat", "ane-lut4", 300, 1e-3),
     "lut3": Try("qat", "ane-lut3", 300, 1e-3),

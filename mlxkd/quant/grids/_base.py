@@ -44,8 +44,30 @@ def eased_round(position: mx.array, sharpness: mx.array) -> mx.array:
     n + (1 + tanh(k (f - 1/2)) / tanh(k / 2)) / 2 between the integers n and n + 1, where f is the fraction; continuous
     everywhere (Differentiable Soft Quantization, Gong et al. 2019, arXiv 1908.05033, with k raised by a schedule).
     """
-    below = mx.stop_gradient(mx.floor(position))
+    below = mx.floor(position)
     return below + 0.5 + 0.5 * mx.tanh(sharpness * (position - below - 0.5)) / mx.tanh(0.5 * sharpness)
+
+
+def eased_slope(position: mx.array, eased: mx.array, sharpness: mx.array) -> mx.array:
+    """Derivative of `eased_round` from what it gave: k / 2 (1 - t^2) / tanh(k / 2), t the tangent in it."""
+    ends = mx.tanh(0.5 * sharpness)
+    t = 2.0 * ends * (eased - mx.floor(position) - 0.5)
+    return 0.5 * sharpness * (1.0 - t * t) / ends
+
+
+def code_gradients(
+    flow: mx.array, position: mx.array, codes: mx.array, slope: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Gradients of scale * code(position) + bias to w, scale and bias, where position = (w - bias) / scale.
+
+    Args:
+        flow: gradient of the loss to the result, [..., n], as are the others; one scale and bias to each n.
+        slope: of the code: 1 within the ends and 0 beyond is learned step size (Esser et al., arXiv 1902.08153),
+            extended to a bias and without its constant factor: optimisers bring their own.
+    """
+    slope = slope.astype(flow.dtype)
+    moved = mx.where(slope > 0, slope * position, 0.0)  # a scale of zero puts positions at infinity
+    return flow * slope, mx.sum(flow * (codes - moved), axis=-1), mx.sum(flow * (1.0 - slope), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -126,6 +148,18 @@ class Grid(ABC):
 
     def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
         """The weight with its codes rounded by `eased_round`: near ``w`` when soft, near `fake` when sharp."""
+        ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
+        result: mx.array = _eased(self, dtype, tuple(ranges))(w, sharpness, *ranges.values()).astype(dtype)
+        return result
+
+    def ease(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
+        """`eased` in float32, without its gradient."""
+        raise self._lacks("annealed rounding")
+
+    def eased_pullback(
+        self, cotangent: mx.array, w: mx.array, eased: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array
+    ) -> tuple[mx.array, Ranges]:
+        """Gradients of `ease`, which gave ``eased``, to ``w`` and to every range."""
         raise self._lacks("annealed rounding")
 
     def linear(self, x: mx.array, codes: Codes, *, transpose: bool = True) -> mx.array | None:
@@ -206,6 +240,24 @@ def _held(grid: Grid, dtype: mx.Dtype, code_names: tuple[str, ...], names: tuple
         return (*(mx.zeros_like(c) for c in codes.values()), *(gradients[name] for name in names))
 
     return held
+
+
+# By itself, MLX would keep every step of the curve for the backward pass; the soft weight is enough.
+@cache
+def _eased(grid: Grid, dtype: mx.Dtype, names: tuple[str, ...]) -> Callable[..., Any]:
+    @mx.custom_function
+    def eased(w: mx.array, sharpness: mx.array, *values: mx.array) -> mx.array:
+        return grid.ease(w, dict(zip(names, values, strict=True)), dtype, sharpness)
+
+    @eased.vjp
+    def eased_vjp(primals: Any, cotangent: mx.array, soft: mx.array) -> tuple[mx.array, ...]:
+        w, sharpness, *values = primals
+        ranges = dict(zip(names, values, strict=True))
+        dw, dranges = grid.eased_pullback(cotangent.astype(mx.float32), w, soft, ranges, dtype, sharpness)
+        to_ranges = (dranges[name].astype(ranges[name].dtype) for name in names)
+        return (dw.astype(w.dtype), mx.zeros_like(sharpness), *to_ranges)
+
+    return eased
 
 
 @cache

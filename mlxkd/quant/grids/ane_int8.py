@@ -8,7 +8,7 @@ from typing import ClassVar
 import mlx.core as mx
 import numpy as np
 
-from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, eased_round, stand_in
+from mlxkd.quant.grids._base import Codes, Constexpr, Grid, Ranges, code_gradients, eased_round, eased_slope, stand_in
 
 TOP = 127  # symmetric: -128 is not used
 
@@ -49,10 +49,18 @@ class Int8ChannelGrid(Grid):
     def stored(self, ranges: Ranges, dtype: mx.Dtype) -> Ranges:
         return {"scales": ranges["scales"].astype(mx.float16)}  # Core ML's, whatever the student's dtype
 
-    def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
-        ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
+    def ease(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
         codes = eased_round(mx.clip(self._position(w, ranges), -TOP, TOP), sharpness)
-        return (codes * self._stored_scales(ranges)).astype(dtype)
+        return codes * self._stored_scales(ranges)
+
+    def eased_pullback(
+        self, cotangent: mx.array, w: mx.array, eased: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array
+    ) -> tuple[mx.array, Ranges]:
+        position = self._position(w, ranges)
+        codes = eased / self._stored_scales(ranges)
+        slope = mx.where(mx.abs(position) < TOP, eased_slope(position, codes, sharpness), 0.0)
+        dw, dscales, _ = code_gradients(cotangent, position, codes, slope)
+        return dw, {"scales": dscales}
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         return mx.mean(mx.abs(self._position(w, ranges)) > TOP + 0.5)
@@ -68,12 +76,11 @@ class Int8ChannelGrid(Grid):
         return (codes["codes"].astype(mx.int16) + TOP).astype(mx.uint8)
 
     def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
-        """Learned step size (Esser et al. 1902.08153), without its constant gradient scale."""
         position = self._position(w, ranges)
         codes = mx.clip(mx.round(position), -TOP, TOP)
         inside = mx.abs(position) <= TOP + 0.5
-        dscale = mx.sum(cotangent * mx.where(inside, codes - position, codes), axis=-1)
-        return mx.where(inside, cotangent, 0.0), {"scales": dscale}
+        dw, dscales, _ = code_gradients(cotangent, position, codes, inside)
+        return dw, {"scales": dscales}
 
     def constexpr(self, codes: Codes) -> Constexpr:
         scale = np.array(codes["scales"])[..., None]

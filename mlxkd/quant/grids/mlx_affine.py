@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxkd.quant.bitpack import pack_codes
-from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, eased_round, stand_in
+from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, code_gradients, eased_round, eased_slope, stand_in
 from mlxkd.quant.grids._mlx import MLXGrid
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -48,25 +48,29 @@ class AffineGrid(MLXGrid):
         return {"weight": pack_codes(codes.reshape(w.shape), self.bits), **self.stored(ranges, dtype)}
 
     def pullback(self, cotangent: mx.array, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> tuple[mx.array, Ranges]:
-        """Learned step size (Esser et al. 1902.08153), extended to a learned bias.
-
-        Inside the range dŵ/dw = 1, dŵ/dscale = round(v) - v, dŵ/dbias = 0; outside 0, the clipped code, 1.
-        Each range's gradient is the plain sum over its group; optimisers bring their own scaling.
-        """
+        """Inside the range dŵ/dw = 1, dŵ/dscale = round(v) - v, dŵ/dbias = 0; outside 0, the clipped code, 1."""
         position = self._position(w, ranges, dtype)
         top = 2**self.bits - 1
         codes = mx.clip(mx.round(position), 0, top)
         inside = (position >= -0.5) & (position <= top + 0.5)
-        flow = cotangent.reshape(position.shape)
-        dscale = mx.sum(flow * mx.where(inside, codes - position, codes), axis=-1)
-        dbias = mx.sum(mx.where(inside, 0.0, flow), axis=-1)
-        return mx.where(inside, flow, 0.0).reshape(w.shape), {"scales": dscale, "biases": dbias}
+        dw, dscales, dbiases = code_gradients(cotangent.reshape(position.shape), position, codes, inside)
+        return dw.reshape(w.shape), {"scales": dscales, "biases": dbiases}
 
-    def eased(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
-        ranges = ranges or {name: mx.stop_gradient(value) for name, value in self.ranges(w).items()}
+    def ease(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array) -> mx.array:
         codes = eased_round(mx.clip(self._position(w, ranges, dtype), 0, 2**self.bits - 1), sharpness)
         scales, biases = self._stored_affine(ranges, dtype)
-        return (codes * scales + biases).reshape(w.shape).astype(dtype)
+        return (codes * scales + biases).reshape(w.shape)
+
+    def eased_pullback(
+        self, cotangent: mx.array, w: mx.array, eased: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array
+    ) -> tuple[mx.array, Ranges]:
+        position = self._position(w, ranges, dtype)
+        scales, biases = self._stored_affine(ranges, dtype)
+        codes = (eased.reshape(position.shape) - biases) / scales
+        inside = (position > 0) & (position < 2**self.bits - 1)
+        slope = mx.where(inside, eased_slope(position, codes, sharpness), 0.0)
+        dw, dscales, dbiases = code_gradients(cotangent.reshape(position.shape), position, codes, slope)
+        return dw.reshape(w.shape), {"scales": dscales, "biases": dbiases}
 
     def beyond(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         position = self._position(w, ranges, dtype)
