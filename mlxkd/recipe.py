@@ -49,7 +49,9 @@ class Recipe(Section):
     student: Student = Student()
     data: Data
     loss: tuple[Loss, ...] = (Loss(name="forward_kl", weight=1.0), Loss(name="cross_entropy", weight=0.5))
-    on_policy: OnPolicy | None = Field(None, description="train on the student's own text too; None: on data alone")
+    on_policy: OnPolicy | None = Field(
+        None, description="train on text that is written on the way too; None: on data alone"
+    )
     hidden: Hidden | None = Field(None, description="match hidden states as well; None leaves it out")
     optimizer: Optimizer = Optimizer()
     quantisation: Quantisation = Quantisation()
@@ -75,23 +77,31 @@ class Recipe(Section):
             )
         return self
 
+    def _student_writes(self) -> bool:
+        return self.on_policy is not None and self.on_policy.writer == "student"
+
     def _check_latency(self) -> None:
         acting = {term.name: term for term in self.loss if term.weight > 0}
         if acting and not acting.keys() - {"expected_length", "rollout_length"}:
             raise ValueError("loss: shortness alone teaches to stop; add a term that teaches the answers")
         if rollout := acting.get("rollout_length"):
-            if self.on_policy is None:
-                raise ValueError("rollout_length: it weighs what the student writes; set on_policy")
-            if self.on_policy.temperature != rollout.temperature:
+            if not self._student_writes():
+                raise ValueError("rollout_length: it weighs what the student writes; set on_policy, writer: student")
+            if self.on_policy and self.on_policy.temperature != rollout.temperature:
                 raise ValueError(
                     "rollout_length: its temperature must be that of on_policy, where its samples come from"
                 )
 
     def _check_own_text(self) -> None:
-        if self.on_policy is None and any(term.name == "contrastive" and term.weight > 0 for term in self.loss):
-            raise ValueError("contrastive: it sets what the student writes against the data; set on_policy")
+        acting = {term.name for term in self.loss if term.weight > 0}
+        if "contrastive" in acting and not self._student_writes():
+            raise ValueError(
+                "contrastive: it sets what the student writes against the data; set on_policy, writer: student"
+            )
+        if self.on_policy and self.on_policy.corrected and not self._student_writes():
+            raise ValueError("on_policy.corrected: it corrects what the student writes, and the writer is the teacher")
         silent = {"cross_entropy", "early_call", "expected_length"}  # they need an answer of the data
-        if self.on_policy and not self.hidden and {term.name for term in self.loss if term.weight > 0} <= silent:
+        if self._student_writes() and not self.hidden and acting <= silent:
             raise ValueError(
                 "on_policy: no loss says anything about what the student writes; add a teacher's loss or rollout_length"
             )
@@ -105,7 +115,7 @@ class Recipe(Section):
             raise ValueError(f"no teacher is called {strange!r}; there are {', '.join(known)}")
         live = not any(teacher.cache for teacher in (self.teacher, *self.teachers.values()))
         if self.on_policy and not live:
-            raise ValueError("on_policy: a cache knows nothing of what the student writes; leave teacher.cache out")
+            raise ValueError("on_policy: a cache knows nothing of what is written on the way; leave teacher.cache out")
         if self.hidden and self.teacher.cache:
             raise ValueError("hidden: a cache holds no hidden states; leave teacher.cache out")
         if self.hidden and self.teachers:

@@ -115,15 +115,18 @@ class Loss(Section):
 
 
 class OnPolicy(Section):
-    """Train on what the student writes itself (GKD), corrected by the teacher at first (SKD)."""
+    """Train on what the student writes itself (GKD), corrected by the teacher at first (SKD), or the teacher writes."""
 
-    share: float = Field(0.5, gt=0, le=1, description="share of the batches that the student writes")
+    writer: Literal["student", "teacher"] = Field(
+        "student", description="who writes; the teacher where data are few (sequence-level distillation, LLM-QAT)"
+    )
+    share: float = Field(0.5, gt=0, le=1, description="share of the batches that are written anew")
     max_tokens: int = Field(64, gt=0, description="longest answer it writes")
-    prompt: int = Field(1, gt=0, description="tokens of a plain text that are given before the student goes on")
+    prompt: int = Field(1, gt=0, description="tokens of a plain text that are given before the writer goes on")
     temperature: float = Field(1.0, ge=0, description="of its sampling")
     corrected: float = Field(0.0, ge=0, le=1, description="share of the run, at its start, with corrected proposals")
     top: int = Field(25, gt=0, description="a proposal outside the teacher's likeliest so many is replaced")
-    replay: float = Field(0.0, ge=0, le=1, description="share of the student's batches drawn from recent ones")
+    replay: float = Field(0.0, ge=0, le=1, description="share of the written batches drawn from recent ones")
     capacity: int = Field(512, gt=0, description="answers kept for replay")
     staleness: int = Field(50, gt=0, description="batches after which an answer is forgotten")
 

@@ -57,7 +57,9 @@ def prompts_of(example: Example, lead: int = 1) -> list[np.ndarray]:
     return [example.tokens[:start] for start in starts]
 
 
-def complete(model: nn.Module, prompts: Sequence[np.ndarray], options: Rollouts, seed: int) -> list[Example]:
+def complete(
+    model: nn.Module, prompts: Sequence[np.ndarray], options: Rollouts, seed: int, *, source: str = "rollout"
+) -> list[Example]:
     """Continue each prompt; only the continuation carries loss.
 
     Args:
@@ -65,6 +67,7 @@ def complete(model: nn.Module, prompts: Sequence[np.ndarray], options: Rollouts,
         prompts: int32 token ids, none empty.
         options: sampling.
         seed: equal seeds give equal text on one device.
+        source: of the examples; a "rollout" is the student's own.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a prompt is empty: there is nothing to continue", where="on_policy")
@@ -84,7 +87,7 @@ def complete(model: nn.Module, prompts: Sequence[np.ndarray], options: Rollouts,
         sampler=sampler,
         rows=options.rows,
     )
-    return [_example(prompt, text, "rollout") for prompt, text in zip(prompts, written, strict=True)]
+    return [_example(prompt, text, source) for prompt, text in zip(prompts, written, strict=True)]
 
 
 def corrected(

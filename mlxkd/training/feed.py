@@ -1,4 +1,4 @@
-"""What a step trains on: data, or what the student writes to the same prompts."""
+"""What a step trains on: data, or what the student or its teacher writes to the same prompts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_po
 Arrays = dict[str, mx.array]
 
 
-class StudentText:
+class WrittenText:
     """GKD's mixture: a share of the batches is answered by the student itself, a part of these drawn again later.
+
+    With the teacher as the writer it is sequence-level distillation on samples (Kim and Rush, arXiv 1606.07947).
 
     The coin, the prompts and the sampling depend on (seed, number of the batch) and the weights alone, so that a
     resumed run writes the same text. Rollouts keep the source of their prompt, which decides who judges them.
@@ -27,8 +29,8 @@ class StudentText:
     Args:
         batches: the data; a rollout continues a turn of one of its examples.
         options: the recipe's.
-        student: the writer, as it is now; packed or not.
-        teacher: corrects proposals in the first part of the run; only asked where ``options.corrected`` says so.
+        student: as it is now; packed or not.
+        teacher: writes, or corrects proposals in the first part of the run, where ``options`` say so.
         stop: ids that end an answer.
         seed: of coin, prompts and sampling.
         total: batches of the whole run.
@@ -52,7 +54,7 @@ class StudentText:
         self.examples = list(batches.examples)
 
     def batch(self, step: int) -> Batch:
-        """Batch number ``step``: of the data, fresh from the student, or replayed."""
+        """Batch number ``step``: of the data, freshly written, or replayed."""
         given = self.data.batch(step)
         if not on_policy_step(self.seed, step, self.options.share):
             return given
@@ -67,13 +69,15 @@ class StudentText:
         return build(self.examples, range(count, count + len(texts)), given.shape, self.data.pad)
 
     def _written(self, step: int, given: Batch, rng: np.random.Generator) -> list[Example]:
-        """One answer of the student to a random turn of every example of a batch."""
+        """One answer of the writer to a random turn of every example of a batch."""
         asked = [self.data.examples[row] for row in given.rows]
         choices = [prompts_of(example, self.options.prompt) for example in asked]
         prompts = [turns[rng.integers(len(turns))] for turns in choices]
         was_training = self.student.training
         self.student.eval()
-        if step < math.ceil(self.options.corrected * self.total):
+        if self.options.writer == "teacher":
+            texts = complete(self.teacher, prompts, self.rollouts, _seed(self.seed, step, 0), source="teacher")
+        elif step < math.ceil(self.options.corrected * self.total):
             texts = [
                 corrected(
                     self.student, self.teacher, prompt, self.rollouts, _seed(self.seed, step, i), top=self.options.top

@@ -31,7 +31,7 @@ from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.training import state
 from mlxkd.training.callbacks import Callback, Values
-from mlxkd.training.feed import StudentText, on_student
+from mlxkd.training.feed import WrittenText, on_student
 from mlxkd.training.quantised import QuantisedPhase
 from mlxkd.training.schedule import adamw, cosine, grown, set_rate
 
@@ -72,7 +72,7 @@ class Trainer:
 
     recipe: Recipe
     student: nn.Module
-    batches: Batches | StudentText
+    batches: Batches | WrittenText
     terms: Sequence[Term]
     teacher: Teacher | None
     quantised: QuantisedPhase
@@ -109,7 +109,7 @@ class Trainer:
         self.quantised.remember(self.trained, found.step, self.optimizer.state)
         seen = state.load_extra(self.folder / "last", "probe")
         self.quantised.restore(found.interventions, found.rate_factor, seen)
-        if isinstance(self.batches, StudentText):
+        if isinstance(self.batches, WrittenText):
             self.batches.restore(state.load_extra(self.folder / "last", "text"))
         if self.curriculum:
             self.curriculum.restore(state.load_extra(self.folder / "last", "curriculum"))
@@ -211,7 +211,7 @@ class Trainer:
             if own := self.quantised.said(batch):
                 targets = own | _by_name(targets)
             inputs = self.latency(batch, self.batches.examples)
-            if isinstance(self.batches, StudentText):
+            if isinstance(self.batches, WrittenText):
                 inputs |= {"on_student": on_student(batch, self.batches.examples)}
             if self.curriculum:
                 inputs |= {"contrastive_alpha": self._alphas(batch, _by_name(targets))}
@@ -296,7 +296,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write the checkpoint of that name."""
-        text = self.batches.state() if isinstance(self.batches, StudentText) else {}
+        text = self.batches.state() if isinstance(self.batches, WrittenText) else {}
         anchor = self.curriculum.state() if self.curriculum else {}
         parts = {"text": text, "probe": self.quantised.state(), "curriculum": anchor}
         extra = {f"{part}.{key}": value for part, arrays in parts.items() for key, value in arrays.items()}

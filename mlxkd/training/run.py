@@ -28,7 +28,7 @@ from mlxkd.teachers.local import LocalTeacher
 from mlxkd.teachers.teach import teach
 from mlxkd.training import state
 from mlxkd.training.callbacks import MetricsFile, ProgressBar
-from mlxkd.training.feed import StudentText
+from mlxkd.training.feed import WrittenText
 from mlxkd.training.judging import deployed, judge, validate
 from mlxkd.training.loop import Trainer
 from mlxkd.training.quantised import QuantisedPhase
@@ -147,14 +147,14 @@ def _hidden_match(setup: Setup) -> HiddenMatch | None:
     return HiddenMatch(wanted.layers, projectors, wanted.kind, wanted.weight, wanted.positions)
 
 
-def _batches(setup: Setup, student: nn.Module) -> Batches | StudentText:
-    """Data, or data and the student's own text."""
+def _batches(setup: Setup, student: nn.Module) -> Batches | WrittenText:
+    """Data, or data and text that student or teacher write."""
     recipe, wanted = setup.recipe, setup.recipe.on_policy
     if wanted is None:
         return setup.batches
     stop = frozenset(int(token) for token in setup.tokenizer.eos_token_ids)
     total = recipe.training.steps * recipe.training.accumulate
-    return StudentText(setup.batches, wanted, student, setup.teacher, stop, recipe.seed, total)
+    return WrittenText(setup.batches, wanted, student, setup.teacher, stop, recipe.seed, total)
 
 
 def fill_cache(recipe: Recipe, out: Path, console: Console) -> int:

@@ -58,6 +58,11 @@ def _check_use(teacher: str, loss: str, recipe: Recipe) -> None:
             "a teacher that %s reads through bytes cannot correct the student's tokens",
         ),
         (
+            first and recipe.on_policy and recipe.on_policy.writer == "teacher",
+            "on_policy.writer",
+            "a teacher that %s reads through bytes cannot write the student's tokens",
+        ),
+        (
             first and recipe.student.start == "prune",
             "student.start",
             "a pruned student has its teacher's tokenizer, and %s is for another one",

@@ -47,7 +47,7 @@ from mlxkd.recipe_sections import OnPolicy
 from mlxkd.runtime import device_name, versions
 from mlxkd.students.freezing import freeze
 from mlxkd.students.split import Split
-from mlxkd.training.feed import StudentText, on_student
+from mlxkd.training.feed import WrittenText, on_student
 from mlxkd.training.state import data_hash
 
 METHOD = 4  # to be raised when a change of this file or of a loss changes what a cell would say
@@ -243,11 +243,11 @@ def _train(model: nn.Module, tokenizer: Any, examples: list[Example], variant: V
     freeze(model, FROZEN)
     split = Split(model)
     data = Batches(examples, [SHAPE], seed)
-    feed: Batches | StudentText = data
+    feed: Batches | WrittenText = data
     if variant.on_policy:
         stop = frozenset(int(token) for token in tokenizer.eos_token_ids)
         wanted = OnPolicy(share=variant.on_policy, max_tokens=LONGEST // 2)
-        feed = StudentText(data, wanted, model, model, stop, seed, steps)
+        feed = WrittenText(data, wanted, model, model, stop, seed, steps)
     latency = LatencyInputs(variant.loss, split, tokenizer)
     warm_up = max(1, steps // 10)
     rate = optim.join_schedules([optim.linear_schedule(0.0, RATE, warm_up), optim.cosine_decay(RATE, steps)], [warm_up])

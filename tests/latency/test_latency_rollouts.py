@@ -28,7 +28,7 @@ from mlxkd.losses.term import Term
 from mlxkd.recipe import parse_recipe
 from mlxkd.recipe_sections import OnPolicy
 from mlxkd.students.split import Split
-from mlxkd.training.feed import StudentText
+from mlxkd.training.feed import WrittenText
 
 # One token per word, a whole call among them, so that every answer of three tokens can be enumerated.
 WORDS = ["<eos>", '<tool_call>{"name":"now","arguments":{}}</tool_call>', "hm", "ask", "12"]
@@ -87,10 +87,10 @@ def test_tokens_until_everything_required_is_there(
     assert found == until
 
 
-def producer(student: nn.Module, rows: int, **options: Any) -> StudentText:
+def producer(student: nn.Module, rows: int, **options: Any) -> WrittenText:
     batches = Batches([asked() for _ in range(rows)], [(rows, 4)])
     wanted = OnPolicy(share=1.0, max_tokens=LONGEST, **options)
-    return StudentText(batches, wanted, student, student, frozenset({EOS}), seed=1, total=1000)
+    return WrittenText(batches, wanted, student, student, frozenset({EOS}), seed=1, total=1000)
 
 
 def cost(answer: tuple[int, ...]) -> float:

@@ -18,7 +18,7 @@ from mlxkd.students.split import Split
 from mlxkd.teachers.local import LocalTeacher
 from mlxkd.teachers.onpolicy import Replay, Rollouts, complete, corrected, on_policy_step, prompts_of
 from mlxkd.teachers.routed import RoutedTeachers
-from mlxkd.training.feed import StudentText
+from mlxkd.training.feed import WrittenText
 
 PROMPTS = [np.array(p, dtype=np.int32) for p in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
 
@@ -137,6 +137,22 @@ def test_a_plain_text_is_continued_after_a_lead_that_fits() -> None:
     assert [len(p) for p in prompts_of(example, 100)] == [7]
 
 
+def test_the_teacher_can_be_the_writer() -> None:
+    """At temperature 0 its text is its own likeliest continuation, and is no sample of the student."""
+    student, teacher = toy(1)[0], toy(2)[0]
+    tokens = np.arange(1, 9, dtype=np.int32)
+    data = Batches([Example(tokens, np.r_[0, np.ones(7)].astype(np.float32), meta={"kind": "text"})] * 2, [(2, 16)])
+    wanted = OnPolicy(writer="teacher", share=1.0, max_tokens=5, prompt=3, temperature=0.0)
+    feed = WrittenText(data, wanted, student, teacher, frozenset(), seed=0, total=4)
+    batch = feed.batch(0)
+    for row in batch.rows:
+        text = feed.examples[row]
+        assert len(text) == 8 and (text.tokens[:3] == tokens[:3]).all() and not text.meta["on_student"]
+        likeliest = np.array(mx.argmax(teacher(mx.array(text.tokens[None, :-1])), axis=-1))[0]
+        assert (text.tokens[3:] == likeliest[2:]).all()
+        assert text.weights.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
 def test_a_resumed_replay_knows_which_texts_the_student_wrote_alone() -> None:
     """SKD's corrected proposals are no samples of the student, before and after a resume."""
     student, teacher = toy(1)[0], toy(2)[0]
@@ -144,8 +160,8 @@ def test_a_resumed_replay_knows_which_texts_the_student_wrote_alone() -> None:
     data = Batches([Example(tokens, np.r_[np.zeros(4), np.ones(4)].astype(np.float32))] * 2, [(2, 16)])
     wanted = OnPolicy(share=1.0, max_tokens=4, corrected=0.5, replay=0.0)
 
-    def feed() -> StudentText:
-        return StudentText(data, wanted, student, teacher, frozenset(), seed=0, total=4)
+    def feed() -> WrittenText:
+        return WrittenText(data, wanted, student, teacher, frozenset(), seed=0, total=4)
 
     first, resumed = feed(), feed()
     for step in range(4):

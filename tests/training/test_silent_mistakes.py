@@ -80,6 +80,22 @@ def _refused(tmp_path: Path, teacher: Path, changes: dict[str, str], *words: str
             GOLD | {"on_policy": "{corrected: 0.5}", "student": "{start: folder, model: x}"},
             ("on_policy.corrected", "cannot correct the student's tokens"),
         ),
+        (
+            GOLD | {"on_policy": "{writer: teacher}", "student": "{start: folder, model: x}"},
+            ("on_policy.writer", "cannot write the student's tokens"),
+        ),
+        (
+            {"on_policy": "{writer: teacher, corrected: 0.5}"},
+            ("on_policy.corrected", "the writer is the teacher"),
+        ),
+        (
+            {"on_policy": "{writer: teacher}", "loss": "[{name: forward_kl}, {name: rollout_length}]"},
+            ("rollout_length", "weighs what the student writes"),
+        ),
+        (
+            {"on_policy": "{writer: teacher}", "loss": "[{name: contrastive}]"},
+            ("contrastive", "what the student writes against the data"),
+        ),
         ({"loss": "[{name: gold}, {name: forward_kl}]"}, ("loss:", "forward_kl compares token by token and gold")),
         ({"loss": "[{name: gold}, {name: uld, temperature: 2}]"}, ("loss:", "one temperature, not 1 and 2")),
         ({"teacher.form": "sampled"}, ("teacher.form", "no cache is named")),

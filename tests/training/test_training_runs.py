@@ -309,7 +309,7 @@ def test_several_teachers_weighted_and_routed(toy_teacher: Path, tmp_path: Path)
         (("loss=[{name: forward_kl, teacher: second}]",), "no teacher is called 'second'; there are teacher"),
         (("routes={x: third}",), "no teacher is called 'third'"),
         (("teachers={teacher: {model: m}}",), '"teacher" is the name of the first one'),
-        (("on_policy={share: 0.5}", "teacher.cache=x"), "a cache knows nothing of what the student writes"),
+        (("on_policy={share: 0.5}", "teacher.cache=x"), "a cache knows nothing of what is written on the way"),
         (("hidden={layers: [[0, 0]]}", "teachers={b: {model: m}}"), "states are matched with one teacher"),
     ],
 )
