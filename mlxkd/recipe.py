@@ -95,9 +95,7 @@ class Recipe(Section):
     def _check_own_text(self) -> None:
         acting = {term.name for term in self.loss if term.weight > 0}
         if "contrastive" in acting and not self._student_writes():
-            raise ValueError(
-                "contrastive: it sets what the student writes against the data; set on_policy, writer: student"
-            )
+            raise ValueError("contrastive: it sets the student's text against the data; set on_policy, writer: student")
         if self.on_policy and self.on_policy.corrected and not self._student_writes():
             raise ValueError("on_policy.corrected: it corrects what the student writes, and the writer is the teacher")
         silent = {"cross_entropy", "early_call", "expected_length"}  # they need an answer of the data

@@ -94,7 +94,7 @@ def _refused(tmp_path: Path, teacher: Path, changes: dict[str, str], *words: str
         ),
         (
             {"on_policy": "{writer: teacher}", "loss": "[{name: contrastive}]"},
-            ("contrastive", "what the student writes against the data"),
+            ("contrastive", "the student's text against the data"),
         ),
         ({"loss": "[{name: gold}, {name: forward_kl}]"}, ("loss:", "forward_kl compares token by token and gold")),
         ({"loss": "[{name: gold}, {name: uld, temperature: 2}]"}, ("loss:", "one temperature, not 1 and 2")),
