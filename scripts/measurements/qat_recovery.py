@@ -4,8 +4,8 @@ Model: stories260K (5 layers, width 64; its 172-wide down projection stays float
 TinyStories; of the last fifth every other row of 256 tokens chose settings and DWQ's rate, the rest is reported,
 on deployed kernels. Teacher: the float model alone. Ceiling: the float model, or the same float model trained on
 with the same loss and steps, whichever is better. Peers: rounding (mx.quantize), k-means palettes, mlx-lm's GPTQ
-(4 and 2 bits; it packs no 3, and mlx-lm's AWQ leaves no layer float), and mlx-lm's own DWQ loop on the same rows, at
-the best of rates that are widened until the best one is not at an end.
+(4 and 2 bits; it packs no 3, and mlx-lm's AWQ leaves no layer float), and mlx-lm's own DWQ loop on the same rows, those
+that the float model continues included, at the best of rates that are widened until the best one is not at an end.
 Three seeds each; measured cells are kept in the user's cache (mlxkd/qat-cells), so an interrupted run goes on.
 """
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -23,6 +24,17 @@ from scripts.measurements._qat_cells import Cell, Loss, loss_on
 from scripts.measurements._qat_text import training_rows
 from scripts.measurements.qat_recovery import DWQ_RATES, WIDER, best_rate
 from scripts.measurements.qat_search import SEARCH, label
+
+
+class Constant(nn.Module):
+    """The same logits everywhere."""
+
+    def __init__(self, logits: list[float]):
+        super().__init__()
+        self.logits = mx.array(logits)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return mx.broadcast_to(self.logits, (*tokens.shape, len(self.logits)))
 
 
 @pytest.mark.parametrize("optimum", [1e-5, 1e-3, 2e-2])
@@ -54,10 +66,21 @@ def test_losses_are_those_of_the_definition() -> None:
     assert found.divergence == pytest.approx(np.mean(np.sum(np.exp(p) * (p - q), -1)), abs=1e-5)
     assert found.error == pytest.approx(sem(excess), rel=1e-3)
     assert loss_on(teacher, teacher, rows).error == 0
+    assert found.known == pytest.approx(excess.mean(), abs=1e-5), "no row of these is strange"
+
+
+def test_rows_that_the_float_model_does_not_know_are_left_out_of_the_known() -> None:
+    """The second model is better on the strange row alone: over all rows that hides what it loses on the others."""
+    rows = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [2, 2, 2, 2]], np.int32)
+    found = loss_on(Constant([0.0, 1.0, 0.0]), Constant([0.0, 4.0, -3.0]), rows)
+    sure, softer = (-log_softmax(x) for x in ([0.0, 4.0, -3.0], [0.0, 1.0, 0.0]))
+    assert found.known == pytest.approx(softer[1] - sure[1], abs=1e-5) and found.known > 0
+    assert found.nll == pytest.approx((3 * softer[1] + softer[2]) / 4, abs=1e-5)
+    assert found.nll < (3 * sure[1] + sure[2]) / 4
 
 
 def test_a_kept_cell_comes_back_whole() -> None:
-    cell = Cell(Loss(2.0, 0.1, 0.01), Loss(2.1, 0.2, 0.02), 3, 4.5)
+    cell = Cell(Loss(2.0, 0.1, 0.01, 0.3), Loss(2.1, 0.2, 0.02, 0.4), 3, 4.5)
     assert Cell.from_json(json.loads(json.dumps(asdict(cell)))) == cell
 
 
