@@ -57,6 +57,11 @@ def share(rounded: Cell, trained: Cell, ceiling: Cell) -> float:
     return (rounded.report.nll - trained.report.nll) / (rounded.report.nll - ceiling.report.nll)
 
 
+def known(cells: Sequence[Cell]) -> float:
+    """Mean NLL above the float model's on the report rows that are not strange to it."""
+    return mean(cell.report.known for cell in cells)
+
+
 def whole(bench: Bench, cell: Cell) -> float:
     """NLL over all rows of the last fifth."""
     a, b = len(bench.select), len(bench.report)
@@ -85,7 +90,8 @@ def measure(quick: bool) -> dict[str, Metric]:
             f"{ceiling.report.nll:.4f}, rounded {rounded.report.nll:.4f}, trained "
             f"{mean(cell.report.nll for cell in cells):.4f}; KL to the float model rounded "
             f"{rounded.report.divergence:.4f}, trained {mean(cell.report.divergence for cell in cells):.4f}; "
-            f"{tried.steps} steps of {tried.rows * tried.width} tokens; with the selection rows {everywhere:.3f}"
+            f"{tried.steps} steps of {tried.rows * tried.width} tokens; with the selection rows {everywhere:.3f}; "
+            f"on the rows that the float model knows {1 - known(cells) / rounded.report.known:.3f} of its loss"
         )
         found[f"recovered_{key}"] = Metric(mean(shares), "share", "measured", device, len(seeds), note=note)
         if key in GPTQ:
@@ -110,5 +116,9 @@ def _against_dwq(bench: Bench, tried: Try, cells: Sequence[Cell], ceiling: Cell,
     after = mean(loss.nll for loss in theirs)
     ratio = (mean(cell.report.nll for cell in cells) - ceiling.report.nll) / (after - ceiling.report.nll)
     divergence = mean(loss.divergence for loss in theirs)
-    note = f"after DWQ NLL {after:.4f}, KL {divergence:.4f}, at rate {dwq.rate:.3g}"
+    familiar = known(cells) / mean(loss.known for loss in theirs)
+    note = (
+        f"after DWQ NLL {after:.4f}, KL {divergence:.4f}, at rate {dwq.rate:.3g}; over the float model's loss on the "
+        f"rows that it knows {familiar:.3f}"
+    )
     return Metric(ratio, "ratio", "measured", device_name(), len(cells), note=note)
