@@ -77,29 +77,31 @@ class Recipe(Section):
             )
         return self
 
-    def _student_writes(self) -> bool:
-        return self.on_policy is not None and self.on_policy.writer == "student"
+    @property
+    def _own_text(self) -> OnPolicy | None:
+        """``on_policy`` where the student is the writer."""
+        return self.on_policy if self.on_policy and self.on_policy.writer == "student" else None
 
     def _check_latency(self) -> None:
         acting = {term.name: term for term in self.loss if term.weight > 0}
         if acting and not acting.keys() - {"expected_length", "rollout_length"}:
             raise ValueError("loss: shortness alone teaches to stop; add a term that teaches the answers")
         if rollout := acting.get("rollout_length"):
-            if not self._student_writes():
+            if self._own_text is None:
                 raise ValueError("rollout_length: it weighs what the student writes; set on_policy, writer: student")
-            if self.on_policy and self.on_policy.temperature != rollout.temperature:
+            if self._own_text.temperature != rollout.temperature:
                 raise ValueError(
                     "rollout_length: its temperature must be that of on_policy, where its samples come from"
                 )
 
     def _check_own_text(self) -> None:
         acting = {term.name for term in self.loss if term.weight > 0}
-        if "contrastive" in acting and not self._student_writes():
+        if "contrastive" in acting and not self._own_text:
             raise ValueError("contrastive: it sets the student's text against the data; set on_policy, writer: student")
-        if self.on_policy and self.on_policy.corrected and not self._student_writes():
+        if self.on_policy and self.on_policy.corrected and not self._own_text:
             raise ValueError("on_policy.corrected: it corrects what the student writes, and the writer is the teacher")
         silent = {"cross_entropy", "early_call", "expected_length"}  # they need an answer of the data
-        if self._student_writes() and not self.hidden and acting <= silent:
+        if self._own_text and not self.hidden and acting <= silent:
             raise ValueError(
                 "on_policy: no loss says anything about what the student writes; add a teacher's loss or rollout_length"
             )

@@ -1,7 +1,6 @@
 """The rows that the quantisation-aware training measurements train on; the same for every method.
 
-The stories are few, so the float model can write more: another end for a row, or other tokens here and there. It gives
-the targets for any text.
+The stories are few, so the float model can write another end for a row; it gives the targets for any text.
 """
 
 from __future__ import annotations
@@ -35,7 +34,10 @@ def training_rows(
     """The rows of a run, int32 [steps, rows, width + 1].
 
     Args:
-        stream: tokens.
+        stream: tokens of the text, int32 [n].
+        teacher: the float model.
+        steps, rows, width: updates, rows in each, tokens that a row gives to the model.
+        seed: of the order and of what is written.
         continued: share of each step's rows that the float model continues from their beginning, each time anew.
     """
     starts = np.concatenate([np.arange(i * width // OFFSETS, len(stream) - width - 1, width) for i in range(OFFSETS)])

@@ -33,8 +33,6 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 GRID = "mlx-affine4-g64"
-
-
 SHARPNESS = 10.0  # of annealed rounding, half way through a phase
 SIDES = {"float": "", "quantised": "straight through", "annealed": "annealed rounding"}
 

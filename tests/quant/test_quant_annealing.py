@@ -100,6 +100,21 @@ def test_gradients_are_those_of_the_soft_weight(name: str, k: float) -> None:
         assert found == pytest.approx(expected, abs=0.3 * scale)
 
 
+@pytest.mark.parametrize("name", EASED)
+def test_a_learned_scale_that_reached_zero_gives_finite_gradients(name: str) -> None:
+    """Every code lies at an end then, so weights get none and a scale gets the sum of its codes."""
+    g, w = grid(name), mx.array(np.random.default_rng(3).standard_normal((8, 64)).astype(np.float32))
+    ranges = {key: mx.zeros_like(value) for key, value in g.ranges(w).items()}
+
+    def value(w: mx.array, scales: mx.array) -> mx.array:
+        return mx.sum(g.eased(w, {**ranges, "scales": scales}, mx.float32, mx.array(4.0)))
+
+    dw, dscales = mx.grad(value, argnums=(0, 1))(w, ranges["scales"])
+    low, high = ends(name)
+    expected = np.where(np.array(w) > 0, high, low).reshape(*dscales.shape, -1).sum(-1)
+    assert not np.array(dw).any() and np.allclose(np.array(dscales), expected)
+
+
 def test_sharpness_rises_geometrically_and_stays() -> None:
     values = [sharpness_at(x) for x in np.linspace(0, 1, 21)]
     assert values[0] == 1 and values[-1] == values[-2] == SHARPEST

@@ -49,7 +49,12 @@ def eased_round(position: mx.array, sharpness: mx.array) -> mx.array:
 
 
 def eased_slope(position: mx.array, eased: mx.array, sharpness: mx.array) -> mx.array:
-    """Derivative of `eased_round` from what it gave: k / 2 (1 - t^2) / tanh(k / 2), t the tangent in it."""
+    """Derivative of `eased_round` from what it gave: k / 2 (1 - t^2) / tanh(k / 2), t the tangent in it.
+
+    Args:
+        position, eased: argument and result of `eased_round`, float32 of one shape; so is what returns.
+        sharpness: k, a scalar.
+    """
     ends = mx.tanh(0.5 * sharpness)
     t = 2.0 * ends * (eased - mx.floor(position) - 0.5)
     return 0.5 * sharpness * (1.0 - t * t) / ends
@@ -60,8 +65,11 @@ def code_gradients(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Gradients of scale * code(position) + bias to w, scale and bias, where position = (w - bias) / scale.
 
+    Returns [..., n], [...] and [...].
+
     Args:
-        flow: gradient of the loss to the result, [..., n], as are the others; one scale and bias to each n.
+        flow: gradient of the loss to the result, float32 [..., n]; one scale and bias to each n.
+        position, codes: float32 [..., n].
         slope: of the code: 1 within the ends and 0 beyond is learned step size (Esser et al., arXiv 1902.08153),
             extended to a bias and without its constant factor: optimisers bring their own.
     """

@@ -57,8 +57,9 @@ class Int8ChannelGrid(Grid):
         self, cotangent: mx.array, w: mx.array, eased: mx.array, ranges: Ranges, dtype: mx.Dtype, sharpness: mx.array
     ) -> tuple[mx.array, Ranges]:
         position = self._position(w, ranges)
-        codes = eased / self._stored_scales(ranges)
-        slope = mx.where(mx.abs(position) < TOP, eased_slope(position, codes, sharpness), 0.0)
+        inside = mx.abs(position) < TOP
+        codes = mx.where(inside, eased / self._stored_scales(ranges), mx.clip(position, -TOP, TOP))
+        slope = mx.where(inside, eased_slope(position, codes, sharpness), 0.0)
         dw, dscales, _ = code_gradients(cotangent, position, codes, slope)
         return dw, {"scales": dscales}
 

@@ -66,8 +66,10 @@ class AffineGrid(MLXGrid):
     ) -> tuple[mx.array, Ranges]:
         position = self._position(w, ranges, dtype)
         scales, biases = self._stored_affine(ranges, dtype)
-        codes = (eased.reshape(position.shape) - biases) / scales
-        inside = (position > 0) & (position < 2**self.bits - 1)
+        top = 2**self.bits - 1
+        inside = (position > 0) & (position < top)
+        # A scale of zero puts positions beyond the ends, where the soft weight says nothing of its code.
+        codes = mx.where(inside, (eased.reshape(position.shape) - biases) / scales, mx.clip(position, 0, top))
         slope = mx.where(inside, eased_slope(position, codes, sharpness), 0.0)
         dw, dscales, dbiases = code_gradients(cotangent.reshape(position.shape), position, codes, slope)
         return dw.reshape(w.shape), {"scales": dscales, "biases": dbiases}
