@@ -196,6 +196,9 @@ class Quantisation(Section):
         description='in the training forward: "annealed" starts soft and sharpens until it rounds (affine, int8)',
     )
     learned_ranges: bool = Field(False, description="train scales and palettes too (LSQ)")
+    fitted_ranges: bool = Field(
+        False, description="start them where the squared error is small, not at the weights' extremes (affine)"
+    )
     range_rate: float = Field(0.1, gt=0, description="their rate relative to the weights'")
     ranges_first: float = Field(0.0, ge=0, lt=1, description="share of a grid's steps that train its ranges alone")
     palette_temperature: float | None = Field(None, gt=0, description="differentiable palettes (DKM) at this one")
@@ -220,6 +223,8 @@ class Quantisation(Section):
     def _possible(self) -> Quantisation:
         if self.ranges_first and not self.learned_ranges:
             raise ValueError("ranges_first: nothing would train; set learned_ranges: true")
+        if self.fitted_ranges and not self.learned_ranges:
+            raise ValueError("fitted_ranges: there is nothing to start; set learned_ranges: true")
         if self.ranges_first and len(self.targets) > 1 and self.order != "progressive":
             raise ValueError("ranges_first: several targets train in turn, so no phase is theirs alone")
         if self.grid == "float" and (self.targets or self.self_teacher):

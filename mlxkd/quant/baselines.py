@@ -31,6 +31,7 @@ def post_training(
     rules: Rules = (),
     rows: np.ndarray | None = None,
     held_out: np.ndarray | None = None,
+    fitted_ranges: bool = False,
     rate: float = DWQ_RATE,
     batch_size: int = 4,
     execution: Execution = "auto",
@@ -43,6 +44,7 @@ def post_training(
         rules: per-layer grids; "gptq" makes one grid and can leave layers float, "awq" takes every layer.
         rows: int [n, width] calibration tokens, for all but "rtn".
         held_out: int [n, width] tokens that "dwq" reports on; ``rows`` when None.
+        fitted_ranges: affine scales and biases where the squared error is small, for "rtn" and as the start of "dwq".
         rate, batch_size: of "dwq".
         execution: of "dwq", in training: MLX's quantised kernels, or the decoded weight and a dense product ("auto":
             dense on a CPU, whose quantised kernels are slow). The function trained is the same but for rounding.
@@ -52,13 +54,16 @@ def post_training(
     """
     if method not in get_args(Method):
         raise unknown("quantisation method", method, get_args(Method))
+    if fitted_ranges and method not in ("rtn", "dwq"):
+        raise UserError(f"mlx-lm's {method.upper()} takes its own ranges", hint="fitted ranges go with rtn and dwq")
+    plan = plan_for(model, grid_name, rules)
     if method == "rtn":
-        return pack(attach(clone(model), plan_for(model, grid_name, rules)), config)
+        return _rounded(model, config, plan, fitted_ranges)
     if rows is None:
         raise UserError(f"{method} needs calibration text", hint="give training rows")
     if method in ("awq", "gptq"):
-        return _layerwise(model, config, plan_for(model, grid_name, rules), method, mx.array(rows))
-    packed = pack(attach(clone(model), plan_for(model, grid_name, rules)), config)
+        return _layerwise(model, config, plan, method, mx.array(rows))
+    packed = _rounded(model, config, plan, fitted_ranges)
     rigid = [path for path, name in packed.grids.items() if not isinstance(grid(name), AffineGrid)]
     if rigid:
         raise UserError(f"DWQ trains affine scales and biases; not affine: {', '.join(rigid)}")
@@ -76,6 +81,10 @@ def post_training(
             dtype=packed.dtype,
         )
     return from_mlx_lm(student, packed.config)
+
+
+def _rounded(model: nn.Module, config: dict[str, Any], plan: Plan, fitted: bool) -> Packed:
+    return pack(attach(clone(model), plan, learned_ranges=fitted, fitted_ranges=fitted), config)
 
 
 class _DenseLinear(nn.QuantizedLinear):

@@ -29,7 +29,8 @@ Examples:
   mlxkd quantize model out --grid "mlx-affine4-g32|float" --rule "*embed*=mlx-affine8-g32"
   mlxkd quantize model out --budget 3.5bpw --data texts.jsonl
   mlxkd quantize model out --budget 5bpw --data texts.jsonl --candidate ane-lut4 --candidate ane-lut8
-  mlxkd quantize model out --method dwq --data texts.jsonl --rate 1e-4
+  mlxkd quantize model out --grid mlx-affine3-g64 --fitted-ranges
+  mlxkd quantize model out --method dwq --fitted-ranges --data texts.jsonl --rate 3e-4
 """
 
 
@@ -77,6 +78,7 @@ def token_rows(data: Path | None, tokenizer: Any, rows: int, width: int) -> np.n
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--grid", "grid_name", default="mlx-affine4-g64", show_default=True, help='Grid, or "a|b|float".')
 @click.option("--method", type=click.Choice(["rtn", "dwq", "awq", "gptq"]), default="rtn", show_default=True)
+@click.option("--fitted-ranges", is_flag=True, help="Affine ranges of least squared error (rtn), DWQ's start (dwq).")
 @click.option("--rule", "rules", multiple=True, metavar="PATTERN=GRID", help="Exception for layers; repeatable.")
 @click.option("--budget", help="Bits per weight: choose a grid for each layer by sensitivity, e.g. 3.5bpw.")
 @click.option("--candidate", "candidates", multiple=True, metavar="GRID", help="For --budget; repeatable.")
@@ -87,7 +89,7 @@ def token_rows(data: Path | None, tokenizer: Any, rows: int, width: int) -> np.n
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.pass_context
 def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Write a quantised mlx-lm folder. Training on the grid (`mlxkd train`) keeps more; see docs/quantisation.md."""
+    """Write a quantised mlx-lm folder. `mlxkd train` trains on the grid; docs/quantisation.md compares the methods."""
     folder = compat.resolve_model(model)
     loaded, tokenizer, config = compat.load(folder)
     calibration = token_rows(given["data"], tokenizer, given["rows"], given["width"])
@@ -97,17 +99,18 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
         raise UserError("--candidate says what --budget may choose from", hint="give --budget, or one --grid")
     if given["budget"]:
         chosen = context.get_parameter_source("grid_name") is not ParameterSource.DEFAULT
-        if calibration is None or given["method"] != "rtn" or pairs or chosen:
+        if calibration is None or given["method"] != "rtn" or pairs or chosen or given["fitted_ranges"]:
             raise UserError(
-                "--budget needs --data, and goes with neither --grid, --rule nor another --method than rtn",
+                "--budget needs --data, and goes with neither --grid, --rule, --fitted-ranges nor a --method but rtn",
                 hint="name the grids it may choose from with --candidate",
             )
         batches = [mx.array(calibration[i : i + 8]) for i in range(0, len(calibration), 8)]
         proposal = propose(loaded, batches, parse_budget(given["budget"]), given["candidates"] or CANDIDATES)
         name, pairs = "float", proposal.rules()
     sizes = {path: master_shape(module) for path, module in quantisable(loaded).items()}
-    packed = post_training(loaded, config, name, given["method"], rules=pairs, rows=calibration, rate=given["rate"])
-    save_student(out, packed, folder, {"method": given["method"]})
+    method = {key: given[key] for key in ("method", "fitted_ranges")}
+    packed = post_training(loaded, config, name, rules=pairs, rows=calibration, rate=given["rate"], **method)
+    save_student(out, packed, folder, method)
     summary = {"out": str(out), "bits_per_weight": average_bits(packed, sizes), "grids": packed.grids}
     if proposal:
         summary["divergence"] = proposal.divergence

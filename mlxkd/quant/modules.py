@@ -35,6 +35,7 @@ class Spec:
         code_names: codes held fixed while only ranges train; empty when codes follow the master.
         tau: temperature of differentiable palettes; None assigns the nearest entry, straight through.
         activations: activation grid of the layer's input, or None.
+        fitted: ranges start where the squared error is small.
     """
 
     grid: Grid
@@ -44,6 +45,7 @@ class Spec:
     code_names: tuple[str, ...] = ()
     tau: float | None = None
     activations: str | None = None
+    fitted: bool = False
 
 
 @dataclass
@@ -107,6 +109,13 @@ def spec_of(module: nn.Module, target: str | None = None) -> tuple[str, Spec] | 
 def ranges_of(module: nn.Module, target: str, spec: Spec) -> Ranges:
     """The ranges a layer holds for one target; empty when the grid takes them from the weight."""
     return {name: module[parameter_name(target, name)] for name in spec.range_names}
+
+
+def starting_ranges(module: nn.Module, spec: Spec) -> Ranges:
+    """Where the ranges that a layer holds start, from its present master; empty when it holds none."""
+    if not spec.range_names:
+        return {}
+    return spec.grid.fitted_ranges(master(module)) if spec.fitted else spec.grid.ranges(master(module))
 
 
 def held_codes(module: nn.Module, target: str, spec: Spec) -> Codes:

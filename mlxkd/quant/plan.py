@@ -25,6 +25,7 @@ from mlxkd.quant.modules import (
     master_shape,
     parameter_name,
     qat_class,
+    starting_ranges,
 )
 
 Plan = dict[str, str]
@@ -124,6 +125,7 @@ def attach(
     dtype: mx.Dtype | None = None,
     execution: Execution = "auto",
     learned_ranges: bool = False,
+    fitted_ranges: bool = False,
     tau: float | None = None,
     activations: str | None = None,
 ) -> nn.Module:
@@ -140,6 +142,8 @@ def attach(
             or whichever is fast here ("auto": kernels on a GPU, dense on a CPU).
         learned_ranges: make scales (palettes) parameters, started where the grid puts them; grids without
             learned ranges take them from the weight as always.
+        fitted_ranges: start learned scales and biases where the squared error is small, not at the extremes of
+            the weights: much nearer to the float model at 2 and 3 bits. Palettes always start so.
         tau: differentiable palettes (DKM) at this temperature for palette grids; call `settle` after each update.
         activations: grid of the inputs of linear layers ("int8-token", "mxfp8", "nvfp4"); simulated in training,
             recorded in the artefact, left out of packed MLX layers, which have no such kernel.
@@ -158,7 +162,7 @@ def attach(
             if fault:
                 raise UserError(f"{name} does not fit {path}: {fault}", hint="choose another grid for it, or float")
             spec = _spec(chosen, dtype or master(module).dtype, execution, learned_ranges, path)
-            spec = replace(spec, tau=tau if chosen.range_names == ("palette",) else None)
+            spec = replace(spec, fitted=fitted_ranges, tau=tau if chosen.range_names == ("palette",) else None)
             if activations and not isinstance(module, nn.Embedding):
                 spec = replace(spec, activations=_checked(activations, path, module))
             _swap(path, module, target, spec, learned_ranges)
@@ -195,8 +199,7 @@ def _swap(path: str, module: nn.Module, target: str, spec: Spec, learned: bool) 
         module.qat = LayerState(path, type(module))
         module.__class__ = swapped
     module.qat.specs[target] = spec
-    started = spec.grid.ranges(master(module)) if spec.range_names else {}
-    for name, value in started.items():
+    for name, value in starting_ranges(module, spec).items():
         module[parameter_name(target, name)] = value
         if not learned:
             module.freeze(recurse=False, keys=parameter_name(target, name))
@@ -230,8 +233,8 @@ def refresh_ranges(model: nn.Module, target: str = DEFAULT_TARGET) -> None:
     """Take held ranges (palettes) anew from the present masters, in place; learned ones start over as well."""
     for module in attached(model).values():
         spec = module.qat.specs.get(target)
-        if spec and spec.range_names:
-            for name, value in spec.grid.ranges(master(module)).items():
+        if spec:
+            for name, value in starting_ranges(module, spec).items():
                 module[parameter_name(target, name)] = value
 
 

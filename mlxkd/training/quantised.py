@@ -129,6 +129,7 @@ class QuantisedPhase:
                 plan,
                 target=target,
                 learned_ranges=wanted.learned_ranges,
+                fitted_ranges=wanted.fitted_ranges,
                 tau=wanted.palette_temperature,
                 activations=wanted.activations,
             )

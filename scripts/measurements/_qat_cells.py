@@ -50,6 +50,7 @@ class Try:
         steps, rows, width: updates, rows of text in each, tokens of a row.
         rate: peak; ``warmup`` of the steps rise to it, a cosine falls to zero.
         range_rate: of scales and palettes, relative to ``rate``; 0 takes ranges from the weights.
+        fitted: learned ranges start where the squared error is small, not at the weights' extremes.
         ranges_first: share of the steps in which codes rest.
         average: decay of an exponential average of masters and ranges that ships; 0 ships the last.
         continued: share of each step's rows that the float model writes on from their beginning.
@@ -68,6 +69,7 @@ class Try:
     width: int = 64
     warmup: float = 0.05
     beta2: float = 0.99
+    fitted: bool = False
     ranges_first: float = 0.0
     average: float = 0.0
     continued: float = 0.0
@@ -191,7 +193,8 @@ def train(bench: Bench, tried: Try) -> nn.Module:
     student, _ = compat.load_model(bench.folder)
     student.train()  # it comes in evaluation mode, which rounds
     if tried.method == "qat":
-        quant.attach(student, quant.plan_for(student, tried.grid + FLOAT_LAYERS), learned_ranges=tried.range_rate > 0)
+        grids, learned = quant.plan_for(student, tried.grid + FLOAT_LAYERS), tried.range_rate > 0
+        quant.attach(student, grids, learned_ranges=learned, fitted_ranges=tried.fitted)
     plan = phases.phases(tried.steps, share=1.0, ranges_first=tried.ranges_first)
     average = student.trainable_parameters()
     for i, rows in enumerate(bench.rows(tried)):
@@ -265,13 +268,13 @@ def packed(bench: Bench, tried: Try) -> quant.Packed:
     """What a quantised try ships."""
     grid = tried.grid + FLOAT_LAYERS
     if tried.method == "rounded":
-        return post_training(bench.teacher, bench.config, grid)
+        return post_training(bench.teacher, bench.config, grid, fitted_ranges=tried.fitted)
     if tried.method in ("dwq", "gptq"):
         taken = bench.rows(tried).reshape(-1, tried.width + 1)
         if tried.method == "gptq":
             return post_training(bench.teacher, bench.config, grid, "gptq", rows=taken[:, :-1])
         options = {"rows": taken, "held_out": taken[: tried.rows], "rate": tried.rate, "batch_size": tried.rows}
-        return post_training(bench.teacher, bench.config, grid, "dwq", **options)
+        return post_training(bench.teacher, bench.config, grid, "dwq", fitted_ranges=tried.fitted, **options)
     return quant.pack(train(bench, tried), bench.config)
 
 

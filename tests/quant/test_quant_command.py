@@ -74,6 +74,11 @@ def test_arguments_are_checked(call: object, text: str) -> None:
     [
         (("--budget", "4"), "--budget needs --data"),
         (("--budget", "4", "--data", "TEXT", "--grid", "ane-lut4"), "goes with neither --grid.*\nhint: .*--candidate"),
+        (("--budget", "4", "--data", "TEXT", "--fitted-ranges"), "goes with neither .*--fitted-ranges"),
+        (
+            ("--fitted-ranges", "--method", "gptq", "--data", "TEXT"),
+            "GPTQ takes its own ranges\nhint: fitted ranges go",
+        ),
         (("--candidate", "ane-lut4"), "--candidate says what --budget may choose from\nhint: give --budget"),
     ],
 )

@@ -13,7 +13,7 @@ from test_quant_identity import LLAMA, TOKENS, llama, same
 
 from mlxkd.compat import load_model
 from mlxkd.errors import UserError
-from mlxkd.quant import attach, changed_codes, load_student, save_student
+from mlxkd.quant import Packed, attach, changed_codes, load_student, save_student
 from mlxkd.quant.baselines import post_training
 from mlxkd.quant.propose import Choice, propose, sensitivities, within_budget
 
@@ -51,6 +51,25 @@ def test_dwq_lowers_the_divergence_it_trains_on() -> None:
         return float(mx.mean(mx.sum(mx.exp(a) * (a - b), axis=-1)))
 
     assert distance(packed.model) < 0.8 * distance(rounded.model)
+
+
+def test_fitted_ranges_round_closer_and_are_where_dwq_starts(tmp_path: Path) -> None:
+    model = llama()
+    plain, fitted = (post_training(model, LLAMA, "mlx-affine2-g32", fitted_ranges=wanted) for wanted in (False, True))
+
+    def error(packed: Packed) -> float:
+        found = 0.0
+        for layer, ours in zip(model.layers, packed.model.layers, strict=True):
+            q = ours.self_attn.q_proj
+            decoded = mx.dequantize(q.weight, q.scales, q.biases, group_size=32, bits=2)
+            found += mx.sum(mx.square(decoded - layer.self_attn.q_proj.weight)).item()
+        return found
+
+    assert error(fitted) < 0.8 * error(plain)
+    save_student(tmp_path / "s", fitted, tmp_path)
+    assert same(load_model(tmp_path / "s")[0](TOKENS), fitted.model(TOKENS))
+    tuned = post_training(model, LLAMA, "mlx-affine2-g32", "dwq", rows=ROWS, rate=1e-6, fitted_ranges=True)
+    assert changed_codes(fitted, tuned) == 0 and changed_codes(plain, tuned) > 0
 
 
 def test_dense_dwq_trains_what_the_kernels_train() -> None:

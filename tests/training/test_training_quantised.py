@@ -109,6 +109,7 @@ def test_limits_lower_the_rate_and_stop(toy_teacher: Path, tmp_path: Path) -> No
     ("override", "words"),
     [
         (("quantisation.ranges_first=0.5",), "nothing would train; set learned_ranges"),
+        (("quantisation.fitted_ranges=true",), "nothing to start; set learned_ranges"),
         (("quantisation.targets=[ane-lut4]", "quantisation.grid=mlx-mxfp4"), "the first one, ane-lut4, must be grid"),
         (("quantisation.grid=float", "quantisation.self_teacher=1"), "float leaves nothing to quantise"),
     ],

@@ -183,6 +183,7 @@ KINDS = {
         "quantisation__targets": "[mlx-affine8-g32, mlx-affine4-g32]",
         "quantisation__order": "progressive",
         "quantisation__ranges_first": "0.4",
+        "quantisation__fitted_ranges": "true",
         "training__steps": "9",
     },
     "annealed": {

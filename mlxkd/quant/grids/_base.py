@@ -127,8 +127,12 @@ class Grid(ABC):
         """One unsigned code per weight, [..., out, in]: for counting flips and comparing machines."""
 
     def ranges(self, w: mx.array) -> Ranges:
-        """Starting values of the learned ranges; empty where the grid has none."""
+        """The ranges that `encode` gives ``w``; empty where none are learned."""
         return {}
+
+    def fitted_ranges(self, w: mx.array) -> Ranges:
+        """Ranges of less squared error where the grid can say them (affine: `_fit.fit`); else those of `ranges`."""
+        return self.ranges(w)
 
     def encode_with(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> Codes:
         """Codes of ``w`` under given ranges."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxkd.quant.bitpack import pack_codes
 from mlxkd.quant.grids._base import Codes, Constexpr, Ranges, code_gradients, eased_round, eased_slope, stand_in
+from mlxkd.quant.grids._fit import fit
 from mlxkd.quant.grids._mlx import MLXGrid
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -30,6 +31,11 @@ class AffineGrid(MLXGrid):
         """Scales and biases float32 [..., out, in / group] where mx.quantize puts them."""
         _, scales, biases = mx.quantize(w.astype(mx.float32), **self.packing)
         return {"scales": scales, "biases": biases}
+
+    def fitted_ranges(self, w: mx.array) -> Ranges:
+        ranges = self.ranges(w)
+        groups = w.astype(mx.float32).reshape(*ranges["scales"].shape, self.group)
+        return dict(zip(self.range_names, fit(groups, **ranges, top=2**self.bits - 1), strict=True))
 
     def _position(self, w: mx.array, ranges: Ranges, dtype: mx.Dtype) -> mx.array:
         """Where w lies between code 0 and code 2**bits - 1 of its stored scale and bias, unrounded."""
