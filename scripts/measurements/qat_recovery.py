@@ -25,11 +25,11 @@ DWQ_RATES = (1e-4, 3e-4, 1e-3)
 WIDER = 10**0.5  # factor between neighbouring rates
 NARROWEST, WIDEST = 1e-6, 1.0
 
-# Chosen on the selection rows; docs/quantisation.md has the search, `scripts/measure qat-search` measures it.
+# Chosen on the selection rows, by KL; docs/quantisation.md has the search, `scripts/measure qat-search` measures it.
 CHOSEN = {
-    "4bit": Try("qat", "mlx-affine4-g32", 2400, 1e-3, annealed=True),
-    "3bit": Try("qat", "mlx-affine3-g32", 2400, 1e-3, continued=0.5),
-    "2bit": Try("qat", "mlx-affine2-g32", 1200, 2e-3),
+    "4bit": Try("qat", "mlx-affine4-g32", 2400, 1e-3, fitted=True, continued=0.5, annealed=True),
+    "3bit": Try("qat", "mlx-affine3-g32", 2400, 1e-3, fitted=True, continued=0.5),
+    "2bit": Try("qat", "mlx-affine2-g32", 2400, 2e-3, fitted=True, continued=0.5),
     "lut4": Try("qat", "ane-lut4", 300, 1e-3),
     "lut3": Try("qat", "ane-lut3", 300, 1e-3),
     "int8": Try("qat", "ane-int8", 100, 3e-4),
@@ -108,7 +108,7 @@ def measure(quick: bool) -> dict[str, Metric]:
 
 def _against_dwq(bench: Bench, tried: Try, cells: Sequence[Cell], ceiling: Cell, quick: bool) -> Metric:
     """Residual gap over the one that DWQ leaves after the same rows, at DWQ's best rate on the selection rows."""
-    dwq = replace(tried, method="dwq", rate=DWQ_RATES[1], annealed=False)
+    dwq = replace(tried, method="dwq", rate=DWQ_RATES[1], fitted=False, annealed=False)
     if not quick:
         best, _ = best_rate(lambda rate: kept(bench, replace(dwq, rate=rate)).select.nll, DWQ_RATES)
         dwq = replace(dwq, rate=best)
