@@ -29,7 +29,7 @@ NARROWEST, WIDEST = 1e-6, 1.0
 CHOSEN = {
     "4bit": Try("qat", "mlx-affine4-g32", 2400, 1e-3, fitted=True, continued=0.5, annealed=True),
     "3bit": Try("qat", "mlx-affine3-g32", 2400, 1e-3, fitted=True, continued=0.5),
-    "2bit": Try("qat", "mlx-affine2-g32", 2400, 2e-3, fitted=True, continued=0.5),
+    "2bit": Try("qat", "mlx-affine2-g32", 4800, 2e-3, fitted=True, continued=0.5),
     "lut4": Try("qat", "ane-lut4", 300, 1e-3),
     "lut3": Try("qat", "ane-lut3", 300, 1e-3),
     "int8": Try("qat", "ane-int8", 100, 3e-4),

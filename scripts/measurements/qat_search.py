@@ -56,6 +56,7 @@ SEARCH = (
     Try("qat", "mlx-affine2-g32", 1200, 2e-3, continued=0.5),
     Try("qat", "mlx-affine2-g32", 2400, 2e-3, continued=0.5),
     Try("qat", "mlx-affine2-g32", 2400, 2e-3, continued=0.5, fitted=True),
+    Try("qat", "mlx-affine2-g32", 4800, 2e-3, continued=0.5, fitted=True),
     Try("qat", "ane-lut4", 300, 1e-3),
     Try("qat", "ane-lut3", 300, 1e-3),
     Try("qat", "ane-int8", 100, 3e-4),
