@@ -78,7 +78,7 @@ def token_rows(data: Path | None, tokenizer: Any, rows: int, width: int) -> np.n
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--grid", "grid_name", default="mlx-affine4-g64", show_default=True, help='Grid, or "a|b|float".')
 @click.option("--method", type=click.Choice(["rtn", "dwq", "awq", "gptq"]), default="rtn", show_default=True)
-@click.option("--fitted-ranges", is_flag=True, help="Affine ranges of least squared error (rtn), DWQ's start (dwq).")
+@click.option("--fitted-ranges", is_flag=True, help="Affine ranges of small squared error (rtn), DWQ's start (dwq).")
 @click.option("--rule", "rules", multiple=True, metavar="PATTERN=GRID", help="Exception for layers; repeatable.")
 @click.option("--budget", help="Bits per weight: choose a grid for each layer by sensitivity, e.g. 3.5bpw.")
 @click.option("--candidate", "candidates", multiple=True, metavar="GRID", help="For --budget; repeatable.")

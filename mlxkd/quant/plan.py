@@ -149,8 +149,11 @@ def attach(
             recorded in the artefact, left out of packed MLX layers, which have no such kernel.
 
     Raises:
-        UserError: a path that is no quantisable layer, a shape that does not fit, or no kernel for the grid.
+        UserError: a path that is no quantisable layer, a shape that does not fit, no kernel for the grid, or
+            fitted ranges that are not learned.
     """
+    if fitted_ranges and not learned_ranges:
+        raise UserError("fitted ranges are where learned ranges start", hint="attach with learned_ranges=True")
     layers = quantisable(model)
     strangers = [path for path in plan if path not in layers]
     if strangers:

@@ -79,6 +79,7 @@ def test_arguments_are_checked(call: object, text: str) -> None:
             ("--fitted-ranges", "--method", "gptq", "--data", "TEXT"),
             "GPTQ takes its own ranges\nhint: fitted ranges go",
         ),
+        (("--fitted-ranges", "--grid", "ane-lut4"), "no layer on an affine grid, and ane-lut4 has no ranges to fit"),
         (("--candidate", "ane-lut4"), "--candidate says what --budget may choose from\nhint: give --budget"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_quant_identity import LLAMA, TOKENS, llama, same, train
 
+from mlxkd.errors import UserError
 from mlxkd.quant import attach, grid, pack, plan_for
 from mlxkd.quant.grids import Ranges
 from mlxkd.quant.plan import Plan, refresh_ranges
@@ -96,3 +97,8 @@ def test_ranges_start_over_as_they_started(fitted: bool) -> None:
     expected = (asked.fitted_ranges if fitted else asked.ranges)(layer.weight)
     for name, value in expected.items():
         assert same(layer[f"qat_default_{name}"], value)
+
+
+def test_ranges_that_are_not_learned_cannot_be_fitted() -> None:
+    with pytest.raises(UserError, match="where learned ranges start\nhint: attach with learned_ranges=True"):
+        attach(llama(), {"model.layers.0.mlp.up_proj": "mlx-affine3-g32"}, fitted_ranges=True)

@@ -1,4 +1,4 @@
-"""Affine ranges of least squared error: where learned scales and biases can start."""
+"""Affine ranges of small squared error: where learned scales and biases can start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROUNDS = 12
 
 
 def fit(groups: mx.array, scales: mx.array, biases: mx.array, top: int) -> tuple[mx.array, mx.array]:
-    """Scales and biases float32 [...] with little squared error between scale * code + bias and the weights.
+    """Scales and biases float32 [...] of small squared error between scale * code + bias and the weights.
 
     Codes and ranges in turn, each the best for the other (Lloyd's algorithm, the codes evenly spaced), from several
     starts; no group ends worse than it came. A group of one value stays as it came.
