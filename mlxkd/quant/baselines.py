@@ -58,7 +58,9 @@ def post_training(
         raise UserError(f"mlx-lm's {method.upper()} takes its own ranges", hint="fitted ranges go with rtn and dwq")
     plan = plan_for(model, grid_name, rules)
     if fitted_ranges and not any(isinstance(grid(name), AffineGrid) for name in plan.values() if name != FLOAT):
-        raise UserError(f"no layer on an affine grid, and {grid_name} has no ranges to fit", hint="palettes are fitted anyhow")
+        raise UserError(
+            f"no layer on an affine grid, and {grid_name} has no ranges to fit", hint="palettes are fitted anyhow"
+        )
     if method == "rtn":
         return _rounded(model, config, plan, fitted_ranges)
     if rows is None:
