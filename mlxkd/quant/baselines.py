@@ -68,6 +68,23 @@ def post_training(
     if method in ("awq", "gptq"):
         return _layerwise(model, config, plan, method, mx.array(rows))
     packed = _rounded(model, config, plan, fitted_ranges)
+    return _dwq(packed, model, rows, rows if held_out is None else held_out, rate, batch_size, execution)
+
+
+def _rounded(model: nn.Module, config: dict[str, Any], plan: Plan, fitted: bool) -> Packed:
+    return pack(attach(clone(model), plan, learned_ranges=fitted, fitted_ranges=fitted), config)
+
+
+def _dwq(
+    packed: Packed,
+    teacher: nn.Module,
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    rate: float,
+    batch_size: int,
+    execution: Execution,
+) -> Packed:
+    """Let mlx-lm's DWQ train the scales and biases of a rounded copy against the float model."""
     rigid = [path for path, name in packed.grids.items() if not isinstance(grid(name), AffineGrid)]
     if rigid:
         raise UserError(f"DWQ trains affine scales and biases; not affine: {', '.join(rigid)}")
@@ -75,20 +92,8 @@ def post_training(
     student.unfreeze(keys=[], recurse=True)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     with _dense(student, execution == "dense" or (execution == "auto" and on_cpu)):
-        compat.dwq(
-            student,
-            model,
-            rows,
-            rows if held_out is None else held_out,
-            rate=rate,
-            batch_size=batch_size,
-            dtype=packed.dtype,
-        )
+        compat.dwq(student, teacher, rows, held_out, rate=rate, batch_size=batch_size, dtype=packed.dtype)
     return from_mlx_lm(student, packed.config)
-
-
-def _rounded(model: nn.Module, config: dict[str, Any], plan: Plan, fitted: bool) -> Packed:
-    return pack(attach(clone(model), plan, learned_ranges=fitted, fitted_ranges=fitted), config)
 
 
 class _DenseLinear(nn.QuantizedLinear):
