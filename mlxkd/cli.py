@@ -46,6 +46,18 @@ class Commands(click.Group):
             ctx.exit(2)
 
 
+class RecipeCommand(click.Command):
+    """A command whose recipe is an option, and who says so when one stands alone."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise click.UsageError(f"{rest[0]} stands alone: a recipe is given as --recipe {rest[0]}", ctx)
+        return rest
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlxkd")
 def main() -> None:
@@ -63,7 +75,7 @@ def with_json(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
 
 
-@main.command(epilog="Example: mlxkd train --set training.steps=100 --out runs")
+@main.command(cls=RecipeCommand, epilog="Example: mlxkd train --set training.steps=100 --out runs")
 @click.option("--recipe", default="demo", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
 @click.option("--teacher", help="Teacher: folder or Hugging Face repository (sets teacher.model).")
@@ -120,7 +132,7 @@ Examples:
 """
 
 
-@main.command(epilog=TEACH_EXAMPLES)
+@main.command(cls=RecipeCommand, epilog=TEACH_EXAMPLES)
 @click.option("--recipe", default="demo", show_default=True, help="A shipped recipe's name, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
 @click.option("--teacher", help="Teacher: folder or Hugging Face repository (sets teacher.model).")

@@ -47,3 +47,10 @@ def test_faults_go_to_stderr_with_exit_code_2(arguments: list[str], said: str, t
     assert result.exit_code == 2, result.output
     assert said in result.stderr and not result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["train", "my.yaml"], ["teach", "my.yaml", "--out", "cache"]])
+def test_a_recipe_without_its_option_is_told_where_it_goes(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "--recipe my.yaml" in result.output
