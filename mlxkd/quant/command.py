@@ -11,6 +11,8 @@ import click
 import mlx.core as mx
 import numpy as np
 from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import Progress
 
 from mlxkd import compat
 from mlxkd.data.records import load_records
@@ -22,6 +24,8 @@ from mlxkd.quant.modules import master_shape
 from mlxkd.quant.pack import Packed, save_student
 from mlxkd.quant.plan import quantisable
 from mlxkd.quant.propose import CANDIDATES, Proposal, propose
+
+BATCH = 4  # rows that a sensitivity run holds the logits of
 
 EPILOG = """\b
 Examples:
@@ -104,8 +108,8 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
                 "--budget needs --data, and goes with neither --grid, --rule, --fitted-ranges nor a --method but rtn",
                 hint="name the grids it may choose from with --candidate",
             )
-        batches = [mx.array(calibration[i : i + 8]) for i in range(0, len(calibration), 8)]
-        proposal = propose(loaded, batches, parse_budget(given["budget"]), given["candidates"] or CANDIDATES)
+        batches = [mx.array(calibration[i : i + BATCH]) for i in range(0, len(calibration), BATCH)]
+        proposal = _proposed(loaded, batches, parse_budget(given["budget"]), given["candidates"] or CANDIDATES)
         name, pairs = "float", proposal.rules()
     sizes = {path: master_shape(module) for path, module in quantisable(loaded).items()}
     method = {key: given[key] for key in ("method", "fitted_ranges")}
@@ -115,6 +119,14 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
     if proposal:
         summary["divergence"] = proposal.divergence
     click.echo(json.dumps(summary, indent=2) if as_json else _words(summary, proposal))
+
+
+def _proposed(model: Any, batches: list[mx.array], budget: float, candidates: tuple[str, ...]) -> Proposal:
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring layers", total=None)
+        return propose(
+            model, batches, budget, candidates, lambda done, total: progress.update(task, completed=done, total=total)
+        )
 
 
 def average_bits(packed: Packed, sizes: dict[str, tuple[int, ...]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,8 @@ from mlxkd.quant.plan import Plan, activate, attach, attached, quantisable
 
 CANDIDATES = ("mlx-affine2-g64", "mlx-affine3-g64", "mlx-affine4-g64", "mlx-affine6-g64", "mlx-affine8-g64")
 FLOAT_BITS = 16
+
+OnLayer = Callable[[int, int], None]  # layers measured and in all, counted once for each batch
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,17 @@ class Proposal:
 
 
 def sensitivities(
-    model: nn.Module, batches: Sequence[mx.array], candidates: Sequence[str] = CANDIDATES
+    model: nn.Module,
+    batches: Sequence[mx.array],
+    candidates: Sequence[str] = CANDIDATES,
+    on_layer: OnLayer | None = None,
 ) -> tuple[Choice, ...]:
     """KL(float, model with one layer rounded) on each batch, for each layer and each candidate that fits it.
 
     Args:
         model: a float model; a clone is measured.
         batches: int [batch, positions] tokens.
+        on_layer: told after each layer of each batch; a batch runs once for each layer and candidate.
     """
     twin, targets = clone(model), list(candidates)
     layers = quantisable(twin)
@@ -69,16 +75,22 @@ def sensitivities(
             attach(twin, plan, target=name, execution="dense")
     activate(twin, None)
     twin.eval()
-    reference = [_logs(twin, tokens) for tokens in batches]
-    choices = []
-    for path, module in attached(twin).items():
-        shape, weights = master_shape(module), _size(module)
-        for name in module.qat.specs:
-            module.qat.active = name
-            losses = [_divergence(logs, _logs(twin, tokens)) for logs, tokens in zip(reference, batches, strict=True)]
-            bits = grid(name).bits_per_weight(shape)
-            choices.append(Choice(path, name, sum(losses) / len(losses), bits, weights))
-        module.qat.active = None
+    measured = attached(twin)
+    lost = {(path, name): 0.0 for path, module in measured.items() for name in module.qat.specs}
+    for i, tokens in enumerate(batches):  # outermost, so that one batch's logits are held and not the whole text's
+        reference = _logs(twin, tokens)
+        for j, (path, module) in enumerate(measured.items(), start=1):
+            for name in module.qat.specs:
+                module.qat.active = name
+                lost[path, name] += _divergence(reference, _logs(twin, tokens)) / len(batches)
+            module.qat.active = None
+            if on_layer:
+                on_layer(i * len(measured) + j, len(batches) * len(measured))
+    shapes = {path: master_shape(module) for path, module in measured.items()}
+    choices = [
+        Choice(path, name, found, grid(name).bits_per_weight(shapes[path]), _size(measured[path]))
+        for (path, name), found in lost.items()
+    ]
     rest = [Choice(path, FLOAT, 0.0, FLOAT_BITS, _size(module)) for path, module in layers.items()]
     return (*choices, *rest)
 
@@ -101,20 +113,46 @@ def _divergence(p: mx.array, q: mx.array) -> float:
 
 
 def propose(
-    model: nn.Module, batches: Sequence[mx.array], budget: float, candidates: Sequence[str] = CANDIDATES
+    model: nn.Module,
+    batches: Sequence[mx.array],
+    budget: float,
+    candidates: Sequence[str] = CANDIDATES,
+    on_layer: OnLayer | None = None,
 ) -> Proposal:
     """The plan of least estimated divergence within ``budget`` bits per weight.
 
     Raises:
-        UserError: the smallest candidates already exceed the budget.
+        UserError: the smallest candidates already exceed the budget; said before anything is measured.
     """
-    return within_budget(sensitivities(model, batches, candidates), budget)
+    least, total = 0.0, 0
+    for module in quantisable(model).values():
+        shape, weights = master_shape(module), _size(module)
+        fitting = [grid(name) for name in candidates if grid(name).fault(shape) is None]
+        least += weights * min((g.bits_per_weight(shape) for g in fitting), default=FLOAT_BITS)
+        total += weights
+    _afford(least, total, budget)
+    return within_budget(sensitivities(model, batches, candidates, on_layer), budget)
+
+
+def _afford(spent: float, total: int, budget: float) -> None:
+    if not _fits(spent, total, budget):
+        raise UserError(
+            f"a budget of {budget:g} bits per weight is below the smallest plan's {spent / total:.3g}",
+            hint="raise the budget or allow grids of fewer bits or smaller groups",
+        )
+
+
+def _fits(spent: float, total: int, budget: float) -> bool:
+    return spent <= budget * total * (1 + 1e-9)
 
 
 def within_budget(choices: Sequence[Choice], budget: float) -> Proposal:
     """Spend bits where a bit saves most: start from the smallest grids, take the best step that still fits.
 
     Only steps on each layer's lower convex hull are considered, so a poor middle grid cannot block a good one.
+
+    Raises:
+        UserError: the smallest grids already exceed the budget.
     """
     ladders = {
         layer: _hull([c for c in choices if c.layer == layer]) for layer in dict.fromkeys(c.layer for c in choices)
@@ -122,11 +160,7 @@ def within_budget(choices: Sequence[Choice], budget: float) -> Proposal:
     level = dict.fromkeys(ladders, 0)
     total = sum(ladder[0].weights for ladder in ladders.values())
     spent = sum(ladder[0].bits_per_weight * ladder[0].weights for ladder in ladders.values())
-    if spent > budget * total * (1 + 1e-9):
-        raise UserError(
-            f"a budget of {budget:g} bits per weight is below the smallest plan's {spent / total:.3g}",
-            hint="raise the budget or allow grids of fewer bits",
-        )
+    _afford(spent, total, budget)
     steps = sorted(
         ((a.divergence - b.divergence) / _cost(a, b), layer, i)
         for layer, ladder in ladders.items()
@@ -135,7 +169,7 @@ def within_budget(choices: Sequence[Choice], budget: float) -> Proposal:
     for _, layer, i in reversed(steps):
         ladder = ladders[layer]
         cost = _cost(ladder[i - 1], ladder[i])
-        if level[layer] == i - 1 and spent + cost <= budget * total * (1 + 1e-9):
+        if level[layer] == i - 1 and _fits(spent + cost, total, budget):
             level[layer], spent = i, spent + cost
     chosen = [ladders[layer][i] for layer, i in level.items()]
     return Proposal(

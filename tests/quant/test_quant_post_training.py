@@ -177,6 +177,21 @@ def test_sensitivity_is_the_divergence_of_one_rounded_layer() -> None:
     assert found[path, "float"].bits_per_weight == 16
 
 
-def test_a_budget_too_small_is_named() -> None:
+def test_a_budget_too_small_is_named_before_anything_is_measured() -> None:
     with pytest.raises(UserError, match=r"a budget of 1 bits per weight is below the smallest plan's 3\n"):
-        propose(llama(), [TOKENS], 1.0, ["mlx-affine2-g32"])
+        propose(llama(), [], 1.0, ["mlx-affine2-g32"], on_layer=lambda done, total: pytest.fail("measured"))
+    choices = [Choice("a", "mlx-affine2-g32", 0.1, 3.0, 8), Choice("a", "float", 0.0, 16.0, 8)]
+    with pytest.raises(UserError, match="below the smallest plan's 3"):
+        within_budget(choices, 2.9)
+
+
+def test_sensitivity_over_batches_is_their_mean_and_is_told_layer_by_layer() -> None:
+    model, told = llama(), list[tuple[int, int]]()
+    parts = [TOKENS[:, :5], TOKENS[:, 3:8]]
+    both = sensitivities(model, parts, ["mlx-affine2-g32"], lambda done, total: told.append((done, total)))
+    alone = [sensitivities(model, [part], ["mlx-affine2-g32"]) for part in parts]
+    assert [c.divergence for c in both] == pytest.approx(
+        [(a.divergence + b.divergence) / 2 for a, b in zip(*alone, strict=True)]
+    )
+    layers = sum(c.grid != "float" for c in both)
+    assert told == [(i, 2 * layers) for i in range(1, 2 * layers + 1)]
