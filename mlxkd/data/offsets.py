@@ -53,7 +53,8 @@ def tokenise(text: str, tokenizer: Any, *, special: bool, where: str = "") -> To
     """
     inner = plain_tokenizer(tokenizer)
     if getattr(inner, "is_fast", False):
-        encoded = inner(text, add_special_tokens=special, return_offsets_mapping=True)
+        # Text longer than the model is cut into rows later; Hugging Face would warn about it here.
+        encoded = inner(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         return Tokenised(np.array(encoded["input_ids"], dtype=np.int32), *_monotone(offsets[:, 0], offsets[:, 1]))
     ids = list(inner.encode(text, add_special_tokens=special))
