@@ -23,7 +23,8 @@ from mlxkd.quant.grids import grid
 from mlxkd.quant.modules import master_shape
 from mlxkd.quant.pack import Packed, save_student
 from mlxkd.quant.plan import quantisable
-from mlxkd.quant.propose import CANDIDATES, Proposal, propose
+from mlxkd.quant.propose import CANDIDATES, Proposal, divergence, propose
+from mlxkd.runtime import device_name
 
 BATCH = 4  # rows that a sensitivity run holds the logits of
 
@@ -98,6 +99,7 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
     loaded, tokenizer, config = compat.load(folder)
     calibration = token_rows(given["data"], tokenizer, given["rows"], given["width"])
     pairs, proposal = parse_rules(rules), None
+    batches: list[mx.array] = []
     name = given["grid_name"]
     if given["candidates"] and not given["budget"]:
         raise UserError("--candidate says what --budget may choose from", hint="give --budget, or one --grid")
@@ -117,7 +119,12 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
     save_student(out, packed, folder, method)
     summary = {"out": str(out), "bits_per_weight": average_bits(packed, sizes), "grids": packed.grids}
     if proposal:
-        summary["divergence"] = proposal.divergence
+        summary["divergence"] = {
+            "unit": "nats per token",
+            "device": device_name(),
+            "measured": divergence(loaded, packed.model, batches),
+            "predicted": proposal.divergence,  # the layers' own, added up
+        }
     click.echo(json.dumps(summary, indent=2) if as_json else _words(summary, proposal))
 
 
@@ -143,5 +150,9 @@ def _words(summary: dict[str, Any], proposal: Proposal | None) -> str:
     lines = [f"{summary['out']}: {summary['bits_per_weight']:.3g} bits per weight"]
     if proposal:
         lines += [f"  {name:18} {layer}" for layer, name in proposal.plan.items()]
-        lines.append(f"estimated divergence from the float model: {proposal.divergence:.4g} nats per token (measured)")
+        found = summary["divergence"]
+        lines.append(
+            f"divergence from the float model: {found['measured']:.4g} nats per token (measured on "
+            f"{found['device']}); the layers' own add up to {found['predicted']:.4g} (predicted)"
+        )
     return "\n".join(lines)

@@ -108,6 +108,11 @@ def _logs(model: Any, tokens: mx.array) -> mx.array:
     return logs
 
 
+def divergence(model: nn.Module, other: nn.Module, batches: Sequence[mx.array]) -> float:
+    """KL(model, other) in nats per token, the mean over batches int [batch, positions]."""
+    return sum(_divergence(_logs(model, tokens), _logs(other, tokens)) for tokens in batches) / len(batches)
+
+
 def _divergence(p: mx.array, q: mx.array) -> float:
     return float(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)))
 

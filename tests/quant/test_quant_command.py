@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlxkd.compat import load_model
+from mlxkd.compat import load, load_model
 from mlxkd.errors import UserError
 from mlxkd.quant import load_student
-from mlxkd.quant.command import command, parse_budget, parse_rules
+from mlxkd.quant.command import command, parse_budget, parse_rules, token_rows
 
 
 def run(*arguments: object) -> str:
@@ -31,13 +33,18 @@ def test_rounding_writes_a_folder_that_mlx_lm_loads(stories_model: Path, tmp_pat
     assert not any("down_proj" in path for path in said["grids"])
 
 
-def test_a_budget_is_kept_and_explained(stories_model: Path, stories_text: Path, tmp_path: Path) -> None:
-    words = run(
-        stories_model, tmp_path / "o", "--budget", "8bpw", "--data", stories_text, "--rows", "2", "--width", "64"
-    )
+def test_a_budget_is_kept_and_its_divergence_measured(stories_model: Path, stories_text: Path, tmp_path: Path) -> None:
+    given = ["--budget", "8bpw", "--data", stories_text, "--rows", "2", "--width", "64"]
+    words = run(stories_model, tmp_path / "o", *given)
     assert "nats per token" in words and "model.layers.0.self_attn.q_proj" in words
     bits = float(words.split(": ")[1].split(" ")[0])
     assert 7 < bits <= 8
+    said = json.loads(run(stories_model, tmp_path / "json", *given, "--json"))["divergence"]
+    rows = mx.array(token_rows(stories_text, load(stories_model)[1], 2, 64))
+    p, q = (np.array(load(path)[0](rows)).astype(np.float64) for path in (stories_model, tmp_path / "json"))
+    p, q = (v - np.log(np.exp(v).sum(-1, keepdims=True)) for v in (p, q))
+    assert said["measured"] == pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)
+    assert f"{said['predicted']:.4g} (predicted)" in words
 
 
 def test_a_budget_chooses_from_the_candidates(stories_model: Path, stories_text: Path, tmp_path: Path) -> None:
