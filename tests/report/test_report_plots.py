@@ -34,6 +34,14 @@ def test_curves_smooth_over_the_observations_up_to_each_step() -> None:
     np.testing.assert_allclose(mean.get_ydata(), want)
 
 
+@pytest.mark.parametrize(("steps", "whole"), [([6, 8], True), ([8], True), ([0.25, 1.5], False)])
+def test_only_whole_steps_are_marked_where_all_are_whole(steps: list[float], whole: bool) -> None:
+    axes = plots.curves({"a": (steps, [1.0] * len(steps))}).axes[0]
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert shown and all(tick == round(tick) for tick in shown) is whole
+
+
 def test_curves_refuse_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="series 'a' has 2 steps and 1 values"):
         plots.curves({"a": ([0, 1], [1.0])})
