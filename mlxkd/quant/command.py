@@ -99,7 +99,6 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
     loaded, tokenizer, config = compat.load(folder)
     calibration = token_rows(given["data"], tokenizer, given["rows"], given["width"])
     pairs, proposal = parse_rules(rules), None
-    batches: list[mx.array] = []
     name = given["grid_name"]
     if given["candidates"] and not given["budget"]:
         raise UserError("--candidate says what --budget may choose from", hint="give --budget, or one --grid")
@@ -110,22 +109,27 @@ def command(context: click.Context, model: str, out: Path, rules: tuple[str, ...
                 "--budget needs --data, and goes with neither --grid, --rule, --fitted-ranges nor a --method but rtn",
                 hint="name the grids it may choose from with --candidate",
             )
-        batches = [mx.array(calibration[i : i + BATCH]) for i in range(0, len(calibration), BATCH)]
-        proposal = _proposed(loaded, batches, parse_budget(given["budget"]), given["candidates"] or CANDIDATES)
+        proposal = _proposed(
+            loaded, _batches(calibration), parse_budget(given["budget"]), given["candidates"] or CANDIDATES
+        )
         name, pairs = "float", proposal.rules()
     sizes = {path: master_shape(module) for path, module in quantisable(loaded).items()}
     method = {key: given[key] for key in ("method", "fitted_ranges")}
     packed = post_training(loaded, config, name, rules=pairs, rows=calibration, rate=given["rate"], **method)
     save_student(out, packed, folder, method)
     summary = {"out": str(out), "bits_per_weight": average_bits(packed, sizes), "grids": packed.grids}
-    if proposal:
+    if proposal and calibration is not None:
         summary["divergence"] = {
             "unit": "nats per token",
             "device": device_name(),
-            "measured": divergence(loaded, packed.model, batches),
+            "measured": divergence(loaded, packed.model, _batches(calibration)),
             "predicted": proposal.divergence,  # the layers' own, added up
         }
     click.echo(json.dumps(summary, indent=2) if as_json else _words(summary, proposal))
+
+
+def _batches(rows: np.ndarray) -> list[mx.array]:
+    return [mx.array(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
 
 
 def _proposed(model: Any, batches: list[mx.array], budget: float, candidates: tuple[str, ...]) -> Proposal:

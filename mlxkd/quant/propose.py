@@ -60,12 +60,15 @@ def sensitivities(
     candidates: Sequence[str] = CANDIDATES,
     on_layer: OnLayer | None = None,
 ) -> tuple[Choice, ...]:
-    """KL(float, model with one layer rounded) on each batch, for each layer and each candidate that fits it.
+    """KL(float, model with one layer rounded), for each layer and each candidate that fits it.
 
     Args:
         model: a float model; a clone is measured.
         batches: int [batch, positions] tokens.
         on_layer: told after each layer of each batch; a batch runs once for each layer and candidate.
+
+    Raises:
+        ValueError: no batches.
     """
     twin, targets = clone(model), list(candidates)
     layers = quantisable(twin)
@@ -77,12 +80,14 @@ def sensitivities(
     twin.eval()
     measured = attached(twin)
     lost = {(path, name): 0.0 for path, module in measured.items() for name in module.qat.specs}
-    for i, tokens in enumerate(batches):  # outermost, so that one batch's logits are held and not the whole text's
+    for i, (tokens, share) in enumerate(
+        _shares(batches)
+    ):  # outermost, so that one batch's logits are held and not the whole text's
         reference = _logs(twin, tokens)
         for j, (path, module) in enumerate(measured.items(), start=1):
             for name in module.qat.specs:
                 module.qat.active = name
-                lost[path, name] += _divergence(reference, _logs(twin, tokens)) / len(batches)
+                lost[path, name] += share * _divergence(reference, _logs(twin, tokens))
             module.qat.active = None
             if on_layer:
                 on_layer(i * len(measured) + j, len(batches) * len(measured))
@@ -109,8 +114,20 @@ def _logs(model: Any, tokens: mx.array) -> mx.array:
 
 
 def divergence(model: nn.Module, other: nn.Module, batches: Sequence[mx.array]) -> float:
-    """KL(model, other) in nats per token, the mean over batches int [batch, positions]."""
-    return sum(_divergence(_logs(model, tokens), _logs(other, tokens)) for tokens in batches) / len(batches)
+    """KL(model, other) in nats per token, the mean over all tokens of batches int [batch, positions].
+
+    Raises:
+        ValueError: no batches.
+    """
+    return sum(share * _divergence(_logs(model, tokens), _logs(other, tokens)) for tokens, share in _shares(batches))
+
+
+def _shares(batches: Sequence[mx.array]) -> list[tuple[mx.array, float]]:
+    """Batches with their shares of all tokens."""
+    if not batches:
+        raise ValueError("no batches to measure on")
+    total = sum(tokens.size for tokens in batches)
+    return [(tokens, tokens.size / total) for tokens in batches]
 
 
 def _divergence(p: mx.array, q: mx.array) -> float:
@@ -129,14 +146,16 @@ def propose(
     Raises:
         UserError: the smallest candidates already exceed the budget; said before anything is measured.
     """
-    least, total = 0.0, 0
-    for module in quantisable(model).values():
-        shape, weights = master_shape(module), _size(module)
-        fitting = [grid(name) for name in candidates if grid(name).fault(shape) is None]
-        least += weights * min((g.bits_per_weight(shape) for g in fitting), default=FLOAT_BITS)
-        total += weights
-    _afford(least, total, budget)
+    layers = quantisable(model).values()
+    _afford(sum(_least(module, candidates) for module in layers), sum(map(_size, layers)), budget)
     return within_budget(sensitivities(model, batches, candidates, on_layer), budget)
+
+
+def _least(module: nn.Module, candidates: Sequence[str]) -> float:
+    """Bits of a layer on the smallest candidate that fits it."""
+    shape = master_shape(module)
+    fitting = [grid(name) for name in candidates if grid(name).fault(shape) is None]
+    return _size(module) * min((g.bits_per_weight(shape) for g in fitting), default=FLOAT_BITS)
 
 
 def _afford(spent: float, total: int, budget: float) -> None:

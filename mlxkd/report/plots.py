@@ -101,7 +101,7 @@ def curves(
             marker = "o" if points or len(steps) == 1 else None
             axes.plot(steps, drawn, label=name, marker=marker, markersize=4, **look(index))
         axes.set(xlabel=x, ylabel=y, title=title, **({"yscale": "log"} if log else {}))
-        if all(step == round(step) for steps, _ in series.values() for step in steps):
+        if all(float(step).is_integer() for steps, _ in series.values() for step in steps):
             axes.locator_params(axis="x", integer=True, min_n_ticks=1)  # no step 6.25
         if len(series) > 1 or not y:
             axes.legend()

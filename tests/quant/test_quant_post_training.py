@@ -185,13 +185,15 @@ def test_a_budget_too_small_is_named_before_anything_is_measured() -> None:
         within_budget(choices, 2.9)
 
 
-def test_sensitivity_over_batches_is_their_mean_and_is_told_layer_by_layer() -> None:
+def test_sensitivity_over_batches_is_the_mean_of_their_tokens_and_is_told_layer_by_layer() -> None:
     model, told = llama(), list[tuple[int, int]]()
-    parts = [TOKENS[:, :5], TOKENS[:, 3:8]]
+    parts = [TOKENS[:, :5], TOKENS[:, 3:6]]
     both = sensitivities(model, parts, ["mlx-affine2-g32"], lambda done, total: told.append((done, total)))
     alone = [sensitivities(model, [part], ["mlx-affine2-g32"]) for part in parts]
     assert [c.divergence for c in both] == pytest.approx(
-        [(a.divergence + b.divergence) / 2 for a, b in zip(*alone, strict=True)]
+        [(5 * a.divergence + 3 * b.divergence) / 8 for a, b in zip(*alone, strict=True)]
     )
     layers = sum(c.grid != "float" for c in both)
+    with pytest.raises(ValueError, match="no batches"):
+        sensitivities(model, [], ["mlx-affine2-g32"])
     assert told == [(i, 2 * layers) for i in range(1, 2 * layers + 1)]
